@@ -1,0 +1,1 @@
+"""Lowering targets: everything that runs a program or writes what a runtime needs."""

@@ -1,0 +1,1 @@
+"""The mobile bundle: `.ort` files, required-operator configuration, manifest."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions in child processes, timing, capability probes."""

@@ -1,0 +1,1 @@
+"""Apache TVM as a kernel generator, behind an ONNX Runtime custom operator."""

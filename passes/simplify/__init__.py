@@ -1,0 +1,1 @@
+"""Lossless simplification: each file is one pass."""
