@@ -46,7 +46,8 @@ def _standard(view: NodeView) -> Work:
 def _multi_head(view: NodeView) -> Work:
     """(query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value); may be packed.
 
-    Query `[B, S, C]` or packed `[B, S, H, 3, D]`; key `[B, T, C]`, packed `[B, T, H, 2, D]` or `[B, H, T, D]`.
+    Query `[B, S, C]` or packed `[B, S, H, 3, D]`; key `[B, T, C]`, `[B, H, T, D]` or packed
+    `[B, T, H, 2, D]`.
     """
     heads = view.integer("num_heads", 0)
     query = view.shape(0)
@@ -117,8 +118,10 @@ def _fused_projection_quantized(view: NodeView) -> Work:
 
 @rule("contraction", "LinearAttention", microsoft=("LinearAttention",))
 def _linear(view: NodeView) -> Work:
-    """State `[B, G, D, D_v]` (output 1): per token an outer product, a read per query head; a delta rule reads
-    once more, a gate scales the state."""
+    """State `[B, G, D, D_v]` (output 1): per token an outer product and a read per query head.
+
+    A delta rule reads once more, a gate scales the state.
+    """
     batch, kv_heads, depth, value_depth = view.out_shape(1)
     n_tokens = view.extent(0, 1)
     heads = view.integer("q_num_heads", 0)
@@ -130,7 +133,7 @@ def _linear(view: NodeView) -> Work:
 
 @rule("contraction", microsoft=("MoE",))
 def _mixture_of_experts(view: NodeView) -> Work:
-    """(input `[..., C]`, router `[tokens, E]`, fc1, fc1_bias, fc2, fc2_bias, fc3, ...), weights `[E, in, out]`.
+    """(input `[..., C]`, router `[tokens, E]`, fc1, bias, fc2, bias, fc3, bias), weights `[E, in, out]`.
 
     Each token passes through k experts; of the weights, those of at most tokens*k experts are read.
     """

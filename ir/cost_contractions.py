@@ -1,6 +1,7 @@
 """Cost rules of matrix products, convolutions, einsum and recurrent layers, float and quantized.
 
-Letters: a product contracts K of `[..., M, K] x [..., K, N]`; a convolution weight is `[C_out, C_in/g, k...]`.
+Letters: a product contracts K of `[..., M, K] x [..., K, N]`; a convolution weight is
+`[C_out, C_in/g, k...]`.
 """
 
 from __future__ import annotations
@@ -162,8 +163,9 @@ def _expand_labels(term: str, rank: int) -> list[str]:
     return [*before, *(f"...{n}" for n in range(n_hidden, 0, -1)), *after]
 
 
-# Per unit and step, besides the two products and the bias: LSTM has 3 sigmoids of 4, 2 tanh, 3 multiplications and
-# 1 addition; GRU 2 sigmoids, 1 tanh and 5 to mix; RNN 1 tanh. Each gate adds its two products: one more.
+# Gates, and steps per unit besides the two products and the bias: LSTM has 3 sigmoids of 4, 2 tanh, 3
+# multiplications and 1 addition; GRU 2 sigmoids, 1 tanh and 5 to mix; RNN 1 tanh. Adding the two products of
+# a gate is one more each.
 _RECURRENT = {"LSTM": (4, 18), "GRU": (3, 14), "RNN": (1, 1)}
 
 
