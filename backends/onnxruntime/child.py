@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -18,6 +19,13 @@ from opgraft.ir.errors import ExecutionError
 
 FailureKind: TypeAlias = Literal["rejected", "unsupported", "crashed", "out of memory", "timed out"]
 
+_VERBS: dict[str, str] = {
+    "rejected": "rejects it",
+    "unsupported": "cannot exchange this value",
+    "crashed": "crashed",
+    "out of memory": "ran out of memory",
+    "timed out": "did not finish",
+}
 _REMEDIES: dict[str, str] = {
     "timed out": "raise the time limit if the model really needs longer",
     "out of memory": "raise the memory limit, free memory, or use smaller inputs",
@@ -43,7 +51,9 @@ class ExecutionFailure(ExecutionError):
         self.message = message
         self.signal = signal
         self.stderr = stderr
-        super().__init__(f"ONNX Runtime {kind}: {message}", where=where, remedy=_REMEDIES.get(kind, ""))
+        super().__init__(
+            f"ONNX Runtime {_VERBS[kind]}: {message}", where=where, remedy=_REMEDIES.get(kind, "")
+        )
 
     def at(self, where: str) -> ExecutionFailure:
         """The same failure with the model it happened in."""
@@ -207,9 +217,22 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
+# What the runtime's messages carry for its own developers:
+_NOISE = (
+    # "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : "
+    (re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "), ""),
+    # "/onnxruntime_src/onnxruntime/core/a.cc:12 void* onnxruntime::F(size_t) const [with T = int] "
+    (re.compile(r"\S*/onnxruntime_src/\S+:\d+ .*?\)(?: const)?(?: \[with [^\]]*\])? "), ""),
+    (
+        re.compile(r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "),
+        r"\1 '\2': ",
+    ),
+    (re.compile(r" ''(?=:)"), ""),
+)
+
+
 def _one_line(message: str) -> str:
     text = " ".join(message.split())
-    # "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code ..." -> the part for people
-    if text.startswith("[ONNXRuntimeError] : "):
-        text = text.split(" : ", 3)[-1]
+    for pattern, replacement in _NOISE:
+        text = pattern.sub(replacement, text)
     return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 3] + "..."

@@ -16,25 +16,28 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from opgraft.backends.onnxruntime.child import ChildProcess, ExecutionFailure
+from opgraft.backends.onnxruntime.memory import available_memory_bytes
 from opgraft.backends.onnxruntime.protocol import (
     Array,
     Value,
-    aligned_buffer,
     describe,
     frame_parts,
     from_raw,
     restore,
     to_raw,
 )
+from opgraft.backends.onnxruntime.session_handle import MemoryUse, SessionHandle, TensorInfo, TimingSamples
 
 __all__ = [
+    "REFERENCE_CONFIG",
     "ExecutionFailure",
     "Executor",
     "MemoryUse",
@@ -42,6 +45,7 @@ __all__ = [
     "TensorInfo",
     "TimingSamples",
     "Value",
+    "run_once",
 ]
 
 REFERENCE_CONFIG = {
@@ -55,50 +59,6 @@ REFERENCE_CONFIG = {
 _INLINE_MODEL_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output as the runtime declares it, e.g. `tensor(float)` with shape `("batch", 384)`."""
-
-    name: str
-    type: str
-    shape: tuple[int | str | None, ...] | None
-
-
-@dataclass
-class SessionHandle:
-    """A loaded model. It survives a crash of the child: the next call loads it again."""
-
-    inputs: tuple[TensorInfo, ...] = ()
-    outputs: tuple[TensorInfo, ...] = ()
-    load_ms: float = 0.0
-    where: str = ""
-    keep: bool = True
-    """False: the child frees the model after its next run."""
-    _path: Path | None = None
-    _model: bytes = b""
-    _options: dict[str, Any] = field(default_factory=dict)
-    _session_id: int = 0
-    _child: ChildProcess | None = None
-    """The child that holds it now."""
-
-
-@dataclass(frozen=True)
-class TimingSamples:
-    """Nanoseconds of one run, `[session][round]`, averaged over `repeats` runs per sample."""
-
-    cpu_ns: tuple[tuple[float, ...], ...]
-    wall_ns: tuple[tuple[float, ...], ...]
-    repeats: int
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Resident memory of the child: the highest since it started (or since the last reset), and now."""
-
-    peak_bytes: int
-    resident_bytes: int
-
-
 class Executor:
     """The parent's side of one worker process; calls from several threads take turns."""
 
@@ -107,18 +67,17 @@ class Executor:
     ) -> None:
         """Starts the worker at once without waiting: its imports overlap with the caller's work.
 
-        `memory_limit_bytes` defaults to the memory available on the machine when the worker starts.
+        `memory_limit_bytes` defaults to the memory available on the machine when the worker starts;
+        `time_limit_s` bounds each call, loading and running apart.
         """
         self._memory_limit_bytes = memory_limit_bytes
         self.time_limit_s = time_limit_s
         self._lock = threading.RLock()
         self._ids = itertools.count(1)
-        self._released: list[int] = []
+        self._released: deque[int] = deque()
         self._folder: str | None = None
-        self._child: ChildProcess | None = None
         self._closed = False
-        if start:
-            self._child = self._start()
+        self._child: ChildProcess | None = self._start() if start else None
 
     def __enter__(self) -> Executor:
         return self
@@ -131,11 +90,11 @@ class Executor:
     ) -> None:
         self.close()
 
-    @property
     def versions(self) -> dict[str, str]:
         """Versions of onnxruntime, numpy and Python in the child."""
-        self._exchange({"command": "memory", "reset": False}, [], None)
-        return dict(self._child.versions or {}) if self._child else {}
+        with self._lock:
+            self.memory()
+            return dict(self._child.versions or {}) if self._child else {}
 
     def load(
         self,
@@ -152,27 +111,27 @@ class Executor:
         """Load a model file, or a serialized model whose external weights lie in `weights_folder`.
 
         `optimized` turns all of the runtime's optimizations on (its defaults); otherwise they are all off.
-        `config` are the runtime's session configuration entries; `libraries` its custom-operator libraries.
+        `config` are the runtime's session configuration entries, `libraries` its custom-operator libraries.
+        The child keeps the model until the handle is released or forgotten, or with `keep=False` for one run.
         """
         entries = dict({} if optimized else REFERENCE_CONFIG)
         if weights_folder is not None:
             entries["session.model_external_initializers_file_folder_path"] = str(weights_folder.resolve())
-        handle = SessionHandle(keep=keep)
-        handle._options = {
+        options = {
             "optimized": optimized,
             "threads": threads,
             "libraries": [str(Path(library).resolve()) for library in libraries],
             "config": {**entries, **(config or {})},
         }
         if isinstance(model, (str, Path)):
-            handle._path = Path(model).absolute()
-            handle.where = where or str(model)
+            handle = SessionHandle(where or str(model), keep, options, Path(model).absolute(), b"")
         else:
-            handle.where = where or "model in memory"
-            if len(model) > _INLINE_MODEL_BYTES:
-                handle._path = self._write_model(handle, model)
-            else:
-                handle._model = bytes(model)
+            path = self._write_model(model) if len(model) > _INLINE_MODEL_BYTES else None
+            handle = SessionHandle(
+                where or "model in memory", keep, options, path, b"" if path else bytes(model)
+            )
+            if path:
+                weakref.finalize(handle, path.unlink, missing_ok=True)
         with self._lock:
             self._ensure_loaded(handle)
         return handle
@@ -191,14 +150,14 @@ class Executor:
             described, buffers = _describe_inputs(inputs, handle.where)
             request = {
                 "command": "run",
-                "session": handle._session_id,
+                "session": handle.session_id,
                 "inputs": described,
                 "outputs": None if outputs is None else list(outputs),
                 "keep": handle.keep,
             }
-            reply, answers = self._exchange(request, buffers, time_limit_s, handle.where)
+            reply, answers = self._exchange(request, buffers, handle.where, time_limit_s)
             if not handle.keep:
-                handle._child = None
+                handle.child = None
         return {name: from_raw(restore(value, answers)) for name, value in reply["outputs"].items()}
 
     def run_once(
@@ -231,21 +190,21 @@ class Executor:
         A sample is the mean over `repeats` runs; 0 chooses as many as make the fastest one's sample
         `min_sample_ms` long.
         """
+        where = ", ".join(dict.fromkeys(handle.where for handle in handles))
         with self._lock:
             for handle in handles:
                 self._ensure_loaded(handle)
-            where = ", ".join(dict.fromkeys(handle.where for handle in handles))
             described, buffers = _describe_inputs(inputs, where)
             request = {
                 "command": "time",
-                "sessions": [handle._session_id for handle in handles],
+                "sessions": [handle.session_id for handle in handles],
                 "inputs": described,
                 "rounds": rounds,
                 "warmup": warmup,
                 "repeats": repeats,
                 "min_sample_ns": int(min_sample_ms * 1e6),
             }
-            reply, _ = self._exchange(request, buffers, time_limit_s, where)
+            reply, _ = self._exchange(request, buffers, where, time_limit_s)
         n_runs = reply["repeats"]
         cpu_ns, wall_ns = (
             tuple(tuple(total / n_runs for total in samples) for samples in reply[clock])
@@ -255,18 +214,19 @@ class Executor:
 
     def memory(self, *, reset: bool = False) -> MemoryUse:
         """Memory of the child; `reset` starts a new peak after this reading."""
-        with self._lock:
-            reply, _ = self._exchange({"command": "memory", "reset": reset}, [], None)
+        reply, _ = self._exchange({"command": "memory", "reset": reset})
         return MemoryUse(reply["peak_bytes"], reply["resident_bytes"])
 
+    def kernels(self) -> list[list[Any]]:
+        """The runtime's CPU kernels: domain, operator, first and last opset, types per type variable."""
+        reply, _ = self._exchange({"command": "kernels"})
+        kernels: list[list[Any]] = reply["kernels"]
+        return kernels
+
     def release(self, handle: SessionHandle) -> None:
-        """Free a model; the handle must not be used afterwards."""
-        with self._lock:
-            if handle._child is not None and handle._child is self._child:
-                self._released.append(handle._session_id)
-            handle._child = None
-            if handle._path is not None and self._folder and handle._path.is_relative_to(self._folder):
-                handle._path.unlink(missing_ok=True)
+        """Free a model now; should the handle be used again, it is loaded again."""
+        self._released.append(handle.session_id)
+        handle.child = None
 
     def close(self) -> None:
         """End the child and remove temporary files. Closing twice is harmless."""
@@ -284,37 +244,41 @@ class Executor:
         return ChildProcess(available_memory_bytes() if limit is None else limit)
 
     def _ensure_loaded(self, handle: SessionHandle) -> None:
-        if handle._child is not None and handle._child is self._child and handle._child.alive:
+        if handle.child is not None and handle.child is self._child and handle.child.alive:
             return
-        handle._session_id = next(self._ids)
+        handle.session_id = next(self._ids)
         request = {
             "command": "load",
-            "session": handle._session_id,
-            "path": None if handle._path is None else str(handle._path),
-            **handle._options,
+            "session": handle.session_id,
+            "path": str(handle.path) if handle.path else None,
+            "options": handle.options,
         }
-        buffers = [] if handle._path is not None else [_as_buffer(handle._model)]
-        reply, _ = self._exchange(request, buffers, None, handle.where)
+        buffers = [] if handle.path else [np.frombuffer(handle.model, np.uint8)]
+        reply, _ = self._exchange(request, buffers, handle.where)
         handle.inputs, handle.outputs = (
             tuple(
-                TensorInfo(name, kind, None if shape is None else tuple(shape))
-                for name, kind, shape in reply[side]
+                TensorInfo(name, kind, None if shape is None else tuple(shape)) for name, kind, shape in side
             )
-            for side in ("inputs", "outputs")
+            for side in (reply["inputs"], reply["outputs"])
         )
         handle.load_ms = reply["load_ns"] / 1e6
-        handle._child = self._child
+        handle.child = self._child
+        # A handle nobody holds any more is freed with the next request. (Numbers are never used twice.)
+        weakref.finalize(handle, self._released.append, handle.session_id).atexit = False
 
     def _exchange(
-        self, request: dict[str, Any], buffers: list[Array], time_limit_s: float | None, where: str = ""
+        self,
+        request: Mapping[str, Any],
+        buffers: Sequence[Array] = (),
+        where: str = "",
+        time_limit_s: float | None = None,
     ) -> tuple[dict[str, Any], list[Array]]:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this Executor is closed")
             if self._child is None or not self._child.alive:
                 self._child = self._start()
-                self._released.clear()
-            released, self._released = self._released, []
+            released = [self._released.popleft() for _ in range(len(self._released))]
             parts = frame_parts({**request, "release": released}, buffers)
             try:
                 return self._child.exchange(
@@ -323,7 +287,7 @@ class Executor:
             except ExecutionFailure as failure:
                 raise failure.at(where) from None
 
-    def _write_model(self, handle: SessionHandle, model: bytes) -> Path:
+    def _write_model(self, model: bytes) -> Path:
         with self._lock:
             if self._folder is None:
                 self._folder = tempfile.mkdtemp(prefix="opgraft-")
@@ -348,29 +312,6 @@ def run_once(
         return executor.run_once(model, inputs, outputs, **options)
 
 
-def available_memory_bytes() -> int | None:
-    """What a new process can take without swapping: free memory of the machine and of the control group."""
-    candidates = []
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        candidates.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        return None
-    for limit, used in _CGROUP_FILES:
-        try:
-            candidates.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such controller, or the limit is "max"
-            continue
-    return max(0, min(candidates))
-
-
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-
-
 def _describe_inputs(inputs: Mapping[str, Value], where: str) -> tuple[dict[str, Any], list[Array]]:
     buffers: list[Array] = []
     described = {}
@@ -380,9 +321,3 @@ def _describe_inputs(inputs: Mapping[str, Value], where: str) -> tuple[dict[str,
         except (TypeError, ValueError) as error:
             raise ExecutionFailure("unsupported", f"input {name!r}: {error}", where=where) from None
     return described, buffers
-
-
-def _as_buffer(model: bytes) -> Array:
-    buffer = aligned_buffer(len(model))
-    buffer[:] = memoryview(model)
-    return buffer

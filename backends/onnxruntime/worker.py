@@ -7,7 +7,6 @@ are kept to numpy and onnxruntime, because every run of opgraft waits for this p
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import platform
@@ -23,25 +22,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from opgraft.backends.onnxruntime.protocol import (
-    STRING,
-    Array,
-    RawTensor,
-    WireValue,
-    aligned_buffer,
-    describe,
-    frame_parts,
-    frame_reader,
-    from_raw,
-    restore,
-    to_raw,
+from opgraft.backends.onnxruntime.binding import (
+    UnsupportedValueError,
+    bind,
+    session_options,
+    signature,
+    to_wire,
 )
+from opgraft.backends.onnxruntime.protocol import Array, describe, frame_parts, frame_reader, restore
 
 Reply = tuple[dict[str, Any], list[Array]]
-
-
-class UnsupportedValueError(RuntimeError):
-    """A value this worker cannot carry: a sparse tensor, or a sequence of elements numpy does not know."""
 
 
 class Worker:
@@ -61,15 +51,15 @@ class Worker:
     def _load(self, header: Mapping[str, Any], buffers: Sequence[Array]) -> Reply:
         path = header["path"]
         model = path if path is not None else buffers[0].tobytes()
-        options = session_options(header)
+        options = session_options(**header["options"])
         start_ns = time.perf_counter_ns()
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         load_ns = time.perf_counter_ns() - start_ns
         self._sessions[header["session"]] = session
         reply = {
             "load_ns": load_ns,
-            "inputs": [_signature(arg) for arg in session.get_inputs()],
-            "outputs": [_signature(arg) for arg in session.get_outputs()],
+            "inputs": [signature(arg) for arg in session.get_inputs()],
+            "outputs": [signature(arg) for arg in session.get_outputs()],
         }
         return reply, []
 
@@ -85,7 +75,7 @@ class Worker:
         if not header["keep"]:
             del self._sessions[header["session"]], session
         answers: list[Array] = []
-        values = [describe(_to_wire(result), answers) for result in results]
+        values = [describe(to_wire(result), answers) for result in results]
         return {"outputs": dict(zip(names, values, strict=True))}, answers
 
     def _time(self, header: Mapping[str, Any], buffers: Sequence[Array]) -> Reply:
@@ -109,92 +99,16 @@ class Worker:
                 file.write("5")
         return usage, []
 
+    def _kernels(self, header: Mapping[str, Any], buffers: Sequence[Array]) -> Reply:
+        # The registry is not in the public API; a runtime without it has none to tell.
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-def bind(
-    session: ort.InferenceSession, feeds: Mapping[str, WireValue], names: Sequence[str]
-) -> Callable[[], Any]:
-    """The call that runs `session` on `feeds`, with everything that can be prepared done before it."""
-    types = [arg.type for arg in session.get_outputs() if arg.name in names]
-    only_tensors = all(isinstance(value, RawTensor) for value in feeds.values())
-    if only_tensors and all(kind.startswith("tensor") for kind in types):
-        values = {name: _ort_value(value) for name, value in feeds.items() if isinstance(value, RawTensor)}
-        return lambda: session.run_with_ort_values(names, values)
-    mixed = {name: _to_feed(value) for name, value in feeds.items()}
-    return lambda: session.run(names, mixed)
-
-
-def session_options(header: Mapping[str, Any]) -> ort.SessionOptions:
-    """Options of the reference executor, or the runtime's own defaults when `optimized`."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = header["threads"]
-    options.inter_op_num_threads = 1
-    if header["optimized"]:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    else:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.use_deterministic_compute = True
-        # Neither changes a result; a reference run should not hold on to memory that it does not use.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-    for key, value in header["config"].items():
-        options.add_session_config_entry(key, value)
-    for library in header["libraries"]:
-        options.register_custom_ops_library(library)
-    return options
-
-
-def _signature(arg: ort.NodeArg) -> list[Any]:
-    return [arg.name, arg.type, list(arg.shape) if isinstance(arg.shape, (list, tuple)) else None]
-
-
-def _ort_value(raw: RawTensor) -> ort.OrtValue:
-    if raw.is_native:
-        return ort.OrtValue.ortvalue_from_numpy(from_raw(raw))
-    # The runtime reads its tensor out of any array with enough bytes: packed elements use the first ones.
-    n_elements = int(np.prod(raw.shape, dtype=np.int64))
-    width = max(1, raw.data.nbytes // n_elements) if n_elements else 1
-    if n_elements * width == raw.data.nbytes:
-        storage = raw.data
-    else:
-        storage = aligned_buffer(n_elements * width)
-        storage[: raw.data.nbytes] = raw.data
-    typed = storage.view(np.uint16 if width == 2 else np.uint8).reshape(raw.shape)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(typed, raw.element_type)
-
-
-def _to_feed(value: WireValue) -> Any:
-    if isinstance(value, RawTensor) and not value.is_native:
-        return _ort_value(value)
-    if isinstance(value, list):
-        if any(isinstance(item, RawTensor) and not item.is_native for item in value):
-            raise UnsupportedValueError("a sequence of elements that numpy has no type for")
-        return [_to_feed(item) for item in value]
-    return from_raw(value)
-
-
-def _to_wire(result: Any) -> WireValue:
-    if not isinstance(result, ort.OrtValue):
-        if isinstance(result, ort.SparseTensor):
-            raise UnsupportedValueError("an output is a sparse tensor")
-        if isinstance(result, (int, float, str)):
-            return to_raw(np.asarray(result))
-        if isinstance(result, list):
-            return [_to_wire(item) for item in result]
-        if isinstance(result, dict):
-            return {key: _to_wire(item) for key, item in result.items()}
-        return to_raw(result)
-    element_type, shape = result.element_type(), tuple(result.shape())
-    if element_type == STRING:
-        return to_raw(result.numpy())
-    n_bytes = result.tensor_size_in_bytes()
-    if n_bytes == 0:
-        return RawTensor(element_type, shape, np.empty(0, np.uint8))
-    memory = (ctypes.c_uint8 * n_bytes).from_address(result.data_ptr())
-    # The memory belongs to the OrtValue, so it has to live as long as the view does.
-    memory.owner = result
-    return RawTensor(element_type, shape, np.frombuffer(memory, np.uint8))
+        kernels = [
+            [kernel.domain, kernel.op_name, *kernel.version_range, kernel.type_constraints]
+            for kernel in getattr(state, "get_all_opkernel_def", list)()
+            if kernel.provider == "CPUExecutionProvider"
+        ]
+        return {"kernels": kernels}, []
 
 
 def _choose_repeats(runs: Sequence[Callable[[], Any]], min_sample_ns: int) -> int:
@@ -239,9 +153,8 @@ def _memory_usage() -> dict[str, int]:
             "peak_bytes": int(fields["VmHWM"][1]) * 1024,
             "resident_bytes": int(fields["VmRSS"][1]) * 1024,
         }
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"peak_bytes": peak_bytes, "resident_bytes": peak_bytes}
 
 
@@ -267,7 +180,7 @@ def _limit(memory_limit_bytes: int) -> None:
 
 
 def _die_with_parent(requests: int) -> None:
-    """Kill this process group once nobody can send requests any more, even in the middle of a native loop."""
+    """Kill this process once nobody can send requests any more, even in the middle of a native loop."""
     poll = select.poll()
     poll.register(requests, 0)
     while not any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll()):
