@@ -34,7 +34,13 @@ from opgraft.backends.onnxruntime.protocol import (
     restore,
     to_raw,
 )
-from opgraft.backends.onnxruntime.session_handle import MemoryUse, SessionHandle, TensorInfo, TimingSamples
+from opgraft.backends.onnxruntime.session_handle import (
+    MemoryUse,
+    SessionHandle,
+    TensorInfo,
+    TimingSamples,
+    read_signature,
+)
 
 __all__ = [
     "REFERENCE_CONFIG",
@@ -255,12 +261,7 @@ class Executor:
         }
         buffers = [] if handle.path else [np.frombuffer(handle.model, np.uint8)]
         reply, _ = self._exchange(request, buffers, handle.where)
-        handle.inputs, handle.outputs = (
-            tuple(
-                TensorInfo(name, kind, None if shape is None else tuple(shape)) for name, kind, shape in side
-            )
-            for side in (reply["inputs"], reply["outputs"])
-        )
+        handle.inputs, handle.outputs = read_signature(reply["inputs"]), read_signature(reply["outputs"])
         handle.load_ms = reply["load_ns"] / 1e6
         handle.child = self._child
         # A handle nobody holds any more is freed with the next request. (Numbers are never used twice.)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ class TensorInfo:
     type: str
     shape: tuple[int | str | None, ...] | None
     """None: not even the rank is known."""
+
+
+def read_signature(rows: Sequence[Sequence[Any]]) -> tuple[TensorInfo, ...]:
+    """From the form that the worker sends: name, type, shape."""
+    return tuple(
+        TensorInfo(name, kind, None if shape is None else tuple(shape)) for name, kind, shape in rows
+    )
 
 
 @dataclass(eq=False)
