@@ -1,0 +1,1 @@
+"""Conversion of the default operator set between versions, with semantics, on the IR."""

@@ -1,0 +1,117 @@
+"""Downgrades below an operator's first version: the body that the standard gives it, in older operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir
+
+from opgraft.passes.opset.facts import dims_of, dtype_of
+from opgraft.passes.opset.schemas import default_of, schema_at
+from opgraft.passes.opset.site import CannotConvertError, Site
+from opgraft.passes.opset.steps import Results, downgrade
+
+
+@downgrade(15, "CastLike")
+def cast_to_known_type(site: Site) -> Results:
+    """CastLike(x, y) -> Cast(x, to=type of y)."""
+    dtype = site.dtype(1)
+    if dtype is None:
+        raise CannotConvertError("the element type of the pattern is not recorded; run shape inference first")
+    return [site.emit_one("Cast", (site.operand(0),), {"to": int(dtype)})]
+
+
+@downgrade(21, "GroupNormalization")
+def expand_group_normalization(site: Site) -> Results:
+    """Version 18 had one scale per group, which cannot express one per channel."""
+    return expand(site)
+
+
+def expand(site: Site) -> Results:
+    """The nodes of the operator's function body, with this node's values and attributes in place."""
+    schema = schema_at(site.node.op_type, site.since)
+    body = _body(site, schema)
+    if body is None:
+        first = schema.since_version if schema is not None else site.since
+        raise CannotConvertError(f"{site.node.op_type} exists since opset {first} and has no older equivalent")
+    function, version = body
+    mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = dict(zip(function.inputs, site.node.inputs, strict=False))
+    attributes = _actual_attributes(site, schema)
+    for inner in function:
+        outputs = site.emit(
+            inner.op_type,
+            [mapping.get(v) if v is not None else None for v in inner.inputs],
+            _bound(inner, attributes),
+            version=version,
+            n_outputs=len(inner.outputs),
+        )
+        mapping.update(zip(inner.outputs, outputs, strict=True))
+    results = [mapping.get(v) for v in function.outputs[: len(site.node.outputs)]]
+    return [*results, *[None] * (len(site.node.outputs) - len(results))]
+
+
+def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int] | None:
+    """The oldest body of the operator, and the opset in which it is written."""
+    import onnx
+
+    if schema is None:
+        return None
+    proto = onnx.FunctionProto()
+    if schema.has_function:
+        version = min(schema.function_opset_versions)
+        proto.ParseFromString(schema.get_function_with_opset_version(version))
+    elif schema.has_context_dependent_function:
+        version = min(schema.context_dependent_function_opset_versions)
+        types = [_type_proto(site, i).SerializeToString() for i in range(len(site.node.inputs))]
+        node = onnx_ir.to_proto(site.node)
+        for i, name in enumerate(node.input):
+            node.input[i] = name or (f"input_{i}" if site.node.inputs[i] is not None else "")
+        for i, name in enumerate(node.output):
+            node.output[i] = name or f"output_{i}"
+        text = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
+        proto.ParseFromString(text)
+    else:
+        return None
+    if any(a.type in (a.GRAPH, a.GRAPHS) for n in proto.node for a in n.attribute):
+        raise CannotConvertError(f"the body of {site.node.op_type} has subgraphs")
+    imported = next((o.version for o in proto.opset_import if o.domain == ""), version)
+    return onnx_ir.from_proto(proto), int(imported)
+
+
+def _type_proto(site: Site, index: int) -> Any:
+    import onnx.helper
+
+    value = site.input(index)
+    if value is None:
+        return onnx.TypeProto()
+    dtype = dtype_of(value)
+    if dtype is None:
+        raise CannotConvertError(f"the element type of input {index} is not recorded; run shape inference first")
+    return onnx.helper.make_tensor_type_proto(int(dtype), dims_of(value))
+
+
+def _actual_attributes(site: Site, schema: Any) -> Mapping[str, onnx_ir.Attr]:
+    actual = dict(site.node.attributes)
+    for name in schema.attributes:
+        default = default_of(schema, name)
+        if name not in actual and default is not None:
+            actual[name] = onnx_ir.convenience.convert_attribute(name, default)
+    return actual
+
+
+def _bound(node: onnx_ir.Node, attributes: Mapping[str, onnx_ir.Attr]) -> list[onnx_ir.Attr]:
+    """The attributes of a body's node, its references to the operator's attributes resolved."""
+    bound = []
+    for name, attribute in node.attributes.items():
+        if not attribute.is_ref():
+            bound.append(attribute)
+            continue
+        actual = attributes.get(str(attribute.ref_attr_name))
+        if actual is None:
+            continue  # an absent attribute stays absent
+        if actual.is_ref():
+            bound.append(onnx_ir.RefAttr(name, str(actual.ref_attr_name), attribute.type))
+        else:
+            bound.append(onnx_ir.Attr(name, actual.type, actual.value))
+    return bound

@@ -1,0 +1,135 @@
+"""What is known about a value without running anything: its constant, its element type, its rank and dims."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir
+
+from opgraft.passes.opset.schemas import formal_parameter, history, schema_at, type_names
+
+_SAME_SHAPE = frozenset(
+    "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization Cast CastLike Ceil Celu Clip Cos Cosh CumSum "
+    "DequantizeLinear Dropout Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid HardSwish Hardmax Identity "
+    "InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization "
+    "MeanVarianceNormalization Mish Neg Not PRelu QuantizeLinear RMSNormalization Reciprocal Relu Round Selu "
+    "Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu".split()
+)
+_SAME_RANK = frozenset(
+    "AveragePool Concat Conv ConvTranspose CumProd DepthToSpace GatherElements GlobalAveragePool GlobalLpPool "
+    "GlobalMaxPool LpPool MaxPool Pad Resize ReverseSequence Scatter ScatterElements ScatterND Slice "
+    "SpaceToDepth Split Tile TopK Transpose Upsample".split()
+)
+_NEWEST = 1 << 30
+
+
+def constant_of(value: onnx_ir.Value | None) -> np.ndarray | None:
+    """The value as an array when no run can change it: an initializer that is no input, or a Constant node."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        if value.is_graph_input() or value.const_value is None:
+            return None  # a caller may override the initializer
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.domain != "":
+        return None
+    if node.op_type == "Identity":
+        return constant_of(node.inputs[0])
+    if node.op_type != "Constant":
+        return None
+    tensor = onnx_ir.convenience.get_const_tensor(value)
+    return None if tensor is None or any(a.is_ref() for a in node.attributes.values()) else tensor.numpy()
+
+
+def dtype_of(value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
+    """The element type of a tensor value: recorded, or inferred from its producer's schema."""
+    for _ in range(_MAX_STEPS):
+        if value is None:
+            return None
+        if value.dtype is not None:
+            return value.dtype
+        if value.const_value is not None:
+            return value.const_value.dtype
+        node = value.producer()
+        if node is None or node.domain != "":
+            return None
+        known = _dtype_from_attributes(node)
+        if known is not None:
+            return known
+        follow = _dtype_from_schema(node, value)
+        if isinstance(follow, onnx_ir.DataType):
+            return follow
+        value = follow
+    return None
+
+
+_MAX_STEPS = 10_000
+"""Nodes followed upwards before giving up: bounds the cost per query, and cyclic graphs."""
+
+
+def _dtype_from_attributes(node: onnx_ir.Node) -> onnx_ir.DataType | None:
+    for name in ("to", "dtype", "output_dtype"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and not attribute.is_ref() and attribute.type == onnx_ir.AttributeType.INT:
+            return onnx_ir.DataType(attribute.as_int()) if attribute.as_int() else None
+    if node.op_type == "Constant":
+        tensor = onnx_ir.convenience.get_const_tensor(node.outputs[0])
+        return None if tensor is None else tensor.dtype
+    return None
+
+
+def _dtype_from_schema(
+    node: onnx_ir.Node, value: onnx_ir.Value
+) -> onnx_ir.DataType | onnx_ir.Value | None:
+    """The element type the schema fixes, or an input that shares it."""
+    schema = schema_at(node.op_type, _NEWEST) if history(node.op_type) else None
+    index = value.index()
+    if schema is None or index is None:
+        return None
+    formal = formal_parameter(schema.outputs, index)
+    if formal is None:
+        return None
+    if formal.type_str in type_names():
+        return type_names()[formal.type_str]
+    for i, candidate in enumerate(node.inputs):
+        declared = formal_parameter(schema.inputs, i)
+        if candidate is not None and declared is not None and declared.type_str == formal.type_str:
+            heterogeneous = not declared.is_homogeneous
+            return None if heterogeneous else candidate
+    constraint = next((c for c in schema.type_constraints if c.type_param_str == formal.type_str), None)
+    if constraint is not None and len(constraint.allowed_type_strs) == 1:
+        return type_names().get(constraint.allowed_type_strs[0])
+    return None
+
+
+def dims_of(value: onnx_ir.Value | None) -> list[int | None] | None:
+    """The dims of a value, None for a dynamic one; None when not even the rank is known."""
+    exact = True
+    for _ in range(_MAX_STEPS):
+        if value is None:
+            return None
+        dims = _recorded_dims(value)
+        if dims is not None:
+            return dims if exact else [None] * len(dims)
+        node = value.producer()
+        if node is None or node.domain != "" or not node.inputs or value.index() != 0:
+            return None
+        if node.op_type not in _SAME_SHAPE and node.op_type not in _SAME_RANK:
+            return None
+        exact = exact and node.op_type in _SAME_SHAPE
+        value = node.inputs[0]
+    return None
+
+
+def _recorded_dims(value: onnx_ir.Value) -> list[int | None] | None:
+    if value.shape is not None:
+        return [d if isinstance(d, int) else None for d in value.shape]
+    if value.const_value is not None:
+        return list(value.const_value.shape.numpy())
+    return None
+
+
+def rank_of(value: onnx_ir.Value | None) -> int | None:
+    """The number of dims of a value, when known."""
+    dims = dims_of(value)
+    return None if dims is None else len(dims)
