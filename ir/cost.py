@@ -14,12 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from opgraft.ir import cost_attention, cost_contractions, cost_rules
 from opgraft.ir.cost_calls import CallSpecializer
 from opgraft.ir.dims import Size, add_all, dim, evaluate, names_of
 from opgraft.ir.node_work import RULES, NodeView, UnknownCost, Work, bytes_of
+
+if TYPE_CHECKING:
+    from opgraft.ir.roofline import Roofline
+    from opgraft.ir.target import Target
 
 # The rules register themselves when their modules are imported.
 _RULE_MODULES = (cost_rules, cost_contractions, cost_attention)
@@ -78,8 +83,14 @@ class ModelCost:
         parts = (row.work for row in self.nodes if row.work is not None)
         return frozenset().union(*(names_of(size) for work in parts for size in vars(work).values()))
 
+    def roofline(self, target: Target, bindings: Mapping[str, int] | None = None) -> Roofline:
+        """Least seconds per node on a target; see `opgraft.ir.roofline`."""
+        from opgraft.ir.roofline import roofline
+
+        return roofline(self, target, bindings)
+
     def by_operator(self) -> dict[str, Work]:
-        """Known work per operator type at the top level, costliest operators in order of appearance."""
+        """Known work per operator type at the top level, in order of first appearance."""
         groups: dict[str, list[Work]] = {}
         for row in self.nodes:
             if row.work is not None and row.kind != "constant":
@@ -87,12 +98,23 @@ class ModelCost:
         return {operator: Work.sum(works) for operator, works in groups.items()}
 
 
-def evaluate_work(work: Work, bindings: Mapping[str, int]) -> Work:
-    """`work` in numbers.
+@dataclass(frozen=True)
+class Amounts:
+    """The fields of `Work` as numbers."""
+
+    flops: int
+    contraction_flops: int
+    bytes_read: int
+    bytes_written: int
+    weight_bytes: int
+
+
+def work_in_numbers(work: Work, bindings: Mapping[str, int]) -> Amounts:
+    """`work` with every named dim bound.
 
     Raises UsageError when a dim has no value.
     """
-    return Work(*(evaluate(amount, bindings) for amount in vars(work).values()))
+    return Amounts(*(evaluate(amount, bindings) for amount in vars(work).values()))
 
 
 def cost_of(model: ir.Model, *, fused_domains: frozenset[str] = FUSED_DOMAINS) -> ModelCost:

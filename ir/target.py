@@ -186,8 +186,12 @@ def processor_model() -> str:
     return _processor()[0]
 
 
+# What a kernel may be compiled for; the other flags are the operating system's business.
+_VECTOR_FLAGS = ("sse4", "avx", "amx", "fma", "f16c", "asimd", "fphp", "sve", "sme", "i8mm", "bf16", "neon")
+
+
 def _processor() -> tuple[str, tuple[str, ...]]:
-    """Model name and feature flags; the flags are empty where the system does not list them."""
+    """Model name and vector features; the features are empty where the system does not list them."""
     fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -198,7 +202,7 @@ def _processor() -> tuple[str, tuple[str, ...]]:
     # x86 says "flags", Arm "Features" and no model name.
     flags = fields.get("flags") or fields.get("features") or ""
     model = fields.get("model name") or platform.processor() or platform.machine()
-    return model, tuple(sorted(flags.split()))
+    return model, tuple(sorted(flag for flag in flags.split() if flag.startswith(_VECTOR_FLAGS)))
 
 
 def _usable_cores() -> int:
