@@ -1,8 +1,8 @@
 """Measured peaks of this machine under ONNX Runtime: arithmetic, bandwidth per working set, launch per node.
 
 The runtime's own operators set the ceilings, so that a roofline is a bound on what the runtime can reach: a
-large matrix product (float32, int8), chains of Add and of matrix-vector products on growing buffers, a chain of
-tiny nodes. The best of several runs counts, since noise only adds time. Measured in a child process, within
+large matrix product (float32, int8), chains of Add and of matrix-vector products on growing buffers, a chain
+of tiny nodes. The best of several runs counts, since noise only adds time. Measured in a child process, within
 seconds, and kept in the user's cache folder.
 """
 
