@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import onnx_ir
 
@@ -23,10 +24,11 @@ from opgraft.passes.opset import (
     up_structured,
 )
 from opgraft.passes.opset.conformity import check_types, fit_older_schema
+from opgraft.passes.opset.experimental import EXPERIMENTAL, WRITTEN_AT
 from opgraft.passes.opset.reviewed import is_compatible
 from opgraft.passes.opset.schemas import NEWEST_OPSET, OLDEST_TARGET, history, next_change, schema_at
 from opgraft.passes.opset.site import CannotConvertError, Site
-from opgraft.passes.opset.steps import DOWNGRADES, UPGRADES, Results
+from opgraft.passes.opset.steps import DOWNGRADES, UPGRADES, Adapter, Results
 
 ADAPTER_MODULES = (up_axes, up_elementwise, up_spatial, up_structured, down_functions, down_inputs, down_spatial)
 """Importing them fills the registries of `steps.py`."""
@@ -54,7 +56,7 @@ class _Plan:
     replacements: list[tuple[onnx_ir.Node, list[onnx_ir.Node], list[onnx_ir.Value | None]]] = field(
         default_factory=list
     )
-    created: list[onnx_ir.Node] = field(default_factory=list)
+    created: dict[onnx_ir.Node, None] = field(default_factory=dict)
     refusals: list[OpsetRefusal] = field(default_factory=list)
 
 
@@ -126,7 +128,7 @@ def _plan_node(plan: _Plan, node: onnx_ir.Node, start: int | None, version: int,
     try:
         if start is None:
             raise CannotConvertError("the model imports no version of the default operator set")
-        if schema_at(node.op_type, start) is None:
+        if schema_at(node.op_type, start) is None and not _is_experimental(node.op_type, start):
             raise CannotConvertError("the operator is not part of that version of the standard")
         nodes = walk.carry(node, start)
     except CannotConvertError as refusal:
@@ -139,7 +141,7 @@ def _plan_node(plan: _Plan, node: onnx_ir.Node, start: int | None, version: int,
 class _Walk:
     """Takes one node of the model, and the nodes emitted for it, to the target version."""
 
-    def __init__(self, target: int, sure: set[str], created: list[onnx_ir.Node]) -> None:
+    def __init__(self, target: int, sure: set[str], created: dict[onnx_ir.Node, None]) -> None:
         self._target = target
         self._sure = sure
         self._created = created
@@ -154,25 +156,33 @@ class _Walk:
     def carry(self, node: onnx_ir.Node, at: int) -> list[onnx_ir.Node]:
         """The nodes that stand for `node` at the target version, in execution order."""
         while True:
+            if schema_at(node.op_type, at) is None and _is_experimental(node.op_type, at):
+                return self._rewrite(node, at, WRITTEN_AT, EXPERIMENTAL[node.op_type]) or []
             step = _next_step(node.op_type, at, self._target)
             if step is None:
                 return [node]
             change, at_next = step
-            site = Site(node, at, at_next, self._target, self._sure)
-            try:
-                results = _adapt(site, change)
-            finally:
-                self._created.extend(emitted for emitted, _ in site.emitted)
-            if results is None:
-                at = at_next
-                continue
-            self._replace(node, results)
-            return [n for emitted, written in site.emitted for n in self.carry(emitted, written)]
+            nodes = self._rewrite(node, at, at_next, partial(_adapt, change=change))
+            if nodes is not None:
+                return nodes
+            at = at_next
+
+    def _rewrite(self, node: onnx_ir.Node, at: int, at_next: int, adapter: Adapter) -> list[onnx_ir.Node] | None:
+        """What `adapter` makes of the node, carried on to the target; None when it leaves the node alone."""
+        site = Site(node, at, at_next, self._target, self._sure)
+        try:
+            results = adapter(site)
+        finally:
+            self._created.update((emitted, None) for emitted, _ in site.emitted)
+        if results is None:
+            return None
+        self._replace(node, results)
+        return [n for emitted, written in site.emitted for n in self.carry(emitted, written)]
 
     def _replace(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value | None]) -> None:
         values = list(results)
         self.results[node] = values
-        if node not in self._created_set():
+        if node not in self._created:
             return  # a node of the model: its readers are rewired when the plan is applied
         for old, new in zip(node.outputs, values, strict=True):
             if new is not None:
@@ -180,8 +190,9 @@ class _Walk:
                 self._renamed[old] = new
         _detach(node)
 
-    def _created_set(self) -> set[onnx_ir.Node]:
-        return set(self._created)
+
+def _is_experimental(op_type: str, at: int) -> bool:
+    return op_type in EXPERIMENTAL and at < WRITTEN_AT
 
 
 def _next_step(op_type: str, at: int, target: int) -> tuple[int, int] | None:

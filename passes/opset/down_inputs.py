@@ -258,3 +258,19 @@ def rename_to_scatter(site: Site) -> Results:
     """ScatterElements was called Scatter; indices counted from the front."""
     axis = int(site.attribute("axis"))
     return site.again(op_type="Scatter", axis=axis if axis >= 0 else axis + site.known_rank())
+
+
+@downgrade(28, "Mod")
+def require_defined_remainder(site: Site) -> Results:
+    """Floored division of floats came with version 28."""
+    dtype = site.dtype()
+    if not site.attribute("fmod") and (dtype is None or dtype.is_floating_point()):
+        raise CannotConvertError("the floored remainder of floats, or of numbers of unrecorded type")
+    return None
+
+
+@downgrade(13, "Erf")
+@downgrade(28, "ReduceLogSum", "ReduceLogSumExp")
+def keep_floats(site: Site) -> Results:
+    """The older version took integers besides."""
+    return fit_older_schema(site) or site.again()

@@ -1,6 +1,6 @@
 """The reviewed table: changes of an operator that leave older nodes as they are.
 
-Every (operator, version) pair of the standard up to `NEWEST_OPSET` is either here, under the reason for which
+Every (operator, version) pair of the installed standard is either here, under the reason for which
 an older node means the same at the newer version, or has an adapter. A test compares both with the schemas, so
 that a new release of the standard cannot slip through unread.
 """
@@ -52,12 +52,17 @@ TYPES: dict[int, str] = {
         "Cast CastLike Constant ConstantOfShape DequantizeLinear Flatten Identity If Loop Pad "
         "QuantizeLinear Reshape Scan Shape Size Squeeze Transpose Unsqueeze"
     ),
+    28: (
+        "BitShift Cast Celu Compress DepthToSpace DequantizeLinear Einsum Mod OneHot Optional "
+        "OptionalGetElement OptionalHasElement QuantizeLinear ReverseSequence Unique"
+    ),
 }
 """Only more element types (or optional and sequence types), more ranks, or clearer words.
 
 Checked by hand where the words changed: AveragePool, LpPool and MaxPool 11 to 22 (the size with SAME padding
 and the ignored window in the padding are what the runtime always computed), ConvTranspose 11 (the side of odd
-padding, likewise), Clip 13 (`min` above `max`), Cast 13 (conversions that were already so), Resize 19.
+padding, likewise), Clip 13 (`min` above `max`), Cast 13 (conversions that were already so), Resize 19,
+BitShift 28 (shifts by more than the width were undefined).
 """
 
 AXES: dict[int, str] = {
@@ -86,6 +91,8 @@ OPTION: dict[int, str] = {
     23: "DequantizeLinear QuantizeLinear",
     24: "Attention Cast CastLike",
     25: "Attention",
+    27: "Range",
+    28: "SpaceToDepth",
 }
 """A new optional attribute, input or output whose absence means the old behaviour.
 

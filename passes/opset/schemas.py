@@ -41,7 +41,8 @@ def schema_at(op_type: str, version: int) -> Any | None:
     if not since:
         return None
     schema = _all_schemas()[op_type][since[-1]]
-    return None if schema.deprecated else schema
+    withdrawn = schema.deprecated and since[-1] == history(op_type)[-1]  # GroupNormalization-18 was replaced
+    return None if withdrawn else schema
 
 
 def next_change(op_type: str, version: int) -> int | None:

@@ -144,11 +144,12 @@ def ratio_to_input(site: Site) -> Results:
 
 
 @upgrade(13, "Erf")
-def refuse_integer_erf(site: Site) -> Results:
-    """Erf-13 has no integer types, and what Erf-9 rounded to was never said."""
+@upgrade(28, "ReduceLogSum", "ReduceLogSumExp")
+def refuse_integers(site: Site) -> Results:
+    """The newer version has no integer types, and how the older one rounded was never said."""
     dtype = site.dtype()
     if dtype is not None and not dtype.is_floating_point():
-        raise CannotConvertError(f"Erf of {dtype.name.lower()} has no equivalent")
+        raise CannotConvertError(f"{site.node.op_type} of {dtype.name.lower()} has no equivalent")
     return None
 
 

@@ -63,8 +63,8 @@ def _resize(site: Site, x: onnx_ir.Value, scales: onnx_ir.Value, rounding: str |
 def drop_placeholders(site: Site) -> Results:
     """Empty `roi` and `scales` become absent, and a mode that was removed is written with another.
 
-    floor((x + 0.5) / s), which `tf_half_pixel_for_nn` with `floor` computes, is rounding half up of the
-    half-pixel coordinate (x + 0.5) / s - 0.5.
+    The coordinate of `tf_half_pixel_for_nn`, (x + 0.5) / s, is the half-pixel one plus a half: rounding it down
+    is rounding that one half up, and rounding it half down is rounding that one up.
     """
     roi, sizes = site.constant(1), site.input(3)
     inputs = [
@@ -75,11 +75,10 @@ def drop_placeholders(site: Site) -> Results:
     ]
     if site.attribute("coordinate_transformation_mode") != "tf_half_pixel_for_nn":
         return site.again(inputs)
-    if site.attribute("mode") != "nearest" or site.attribute("nearest_mode") != "floor":
-        raise CannotConvertError("tf_half_pixel_for_nn was removed, and only its floor rounding has an equal")
-    return site.again(
-        inputs, coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_ceil"
-    )
+    equal = {"floor": "round_prefer_ceil", "round_prefer_floor": "ceil"}.get(site.attribute("nearest_mode"))
+    if site.attribute("mode") != "nearest" or equal is None:
+        raise CannotConvertError("tf_half_pixel_for_nn was removed; in this mode it has no equal")
+    return site.again(inputs, coordinate_transformation_mode="half_pixel", nearest_mode=equal)
 
 
 @upgrade(16, "RoiAlign")
