@@ -1,8 +1,9 @@
 """networkx views over a graph, for analysis: dominators, convex regions, cuts, connectivity. Never the store.
 
 The nodes of a view are the graph's own `onnx_ir.Node` objects. What a subgraph captures from outside is an
-input of the node that owns the subgraph. A virtual ENTRY stands before every node that reads a graph input (or
-nothing at all), a virtual EXIT behind every node that makes a graph output (or whose outputs nobody reads).
+input of the node that owns the subgraph. A virtual ENTRY stands before every node that reads a graph input
+(or nothing at all), a virtual EXIT behind every node that makes a graph output (or whose outputs nobody
+reads).
 
 All analyses are linear in nodes and edges, but for dominators, which take one logarithm more.
 """
@@ -28,8 +29,8 @@ EXIT = "exit"
 def node_graph(graph: GraphLike, *, skip_constants: bool = True) -> View:
     """The nodes of one graph level and the values between them.
 
-    Node attributes: `index`, the position in a topological order; `entry` and `exit`, whether the node is next
-    to ENTRY and EXIT. Edge attribute `values`: the values carried. Constant nodes are stored data like
+    Node attributes: `index`, the position in a topological order; `entry` and `exit`, whether the node is
+    next to ENTRY and EXIT. Edge attribute `values`: the values carried. Constant nodes are stored data like
     initializers, and are left out unless `skip_constants` is off.
 
     Raises InputError when the nodes form a cycle.

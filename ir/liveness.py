@@ -1,8 +1,8 @@
-"""Which values are alive when, and the memory that takes: activations only, every value in a buffer of its own.
+"""Which values are alive when, and the memory that takes: activations only, one buffer per value.
 
 Steps are the nodes in execution order. A value lives from the step that makes it to the last that reads it;
-graph inputs live throughout, since the caller holds them, and graph outputs to the end. Weights are not counted.
-A runtime that reuses an input's buffer for the output, or aliases a Reshape, stays below this.
+graph inputs live throughout, since the caller holds them, and graph outputs to the end. Weights are not
+counted. A runtime that reuses an input's buffer for the output, or aliases a Reshape, stays below this.
 """
 
 from __future__ import annotations

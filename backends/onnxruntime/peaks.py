@@ -2,8 +2,8 @@
 
 The runtime's own operators set the ceilings, so that a roofline is a bound on what the runtime can reach: a
 large matrix product (float32, int8), chains of Add and of matrix-vector products on growing buffers, a chain
-of tiny nodes. The best of several runs counts, since noise only adds time. Measured in a child process, within
-seconds, and kept in the user's cache folder.
+of tiny nodes. The best of several runs counts, since noise only adds time. Measured in a child process,
+within seconds, and kept in the user's cache folder.
 """
 
 from __future__ import annotations
