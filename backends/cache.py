@@ -35,7 +35,7 @@ def load(name: str, key: str) -> Any | None:
 
 def store(name: str, key: str, value: Any) -> bool:
     """Keep a JSON value; False if the folder cannot be written, which only costs a later probe."""
-    text = json.dumps({"format": _FORMAT, "key": key, "value": value}, indent=1, sort_keys=True)
+    text = json.dumps({"format": _FORMAT, "key": key, "value": value}, separators=(",", ":"), sort_keys=True)
     try:
         path = _entry_path(name, key)
         path.parent.mkdir(parents=True, exist_ok=True)
