@@ -1,4 +1,4 @@
-"""The ONNX backend tests as cases: a model, its recorded inputs and outputs, and how to run and compare them."""
+"""The ONNX backend tests as cases: a model, its recorded inputs and outputs, how to run and compare."""
 
 from __future__ import annotations
 
@@ -17,12 +17,37 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-RELEASES = (
-    "1.2.2 1.3.0 1.4.1 1.5.0 1.6.0 1.7.0 1.8.1 1.9.0 1.10.2 1.12.0 1.13.1 1.14.1 1.15.0 1.16.0 1.17.0 1.18.0 "
-    "1.19.1 1.20.1 1.21.0 1.22.0"
-).split()
+RELEASES = [
+    "1.2.2",
+    "1.3.0",
+    "1.4.1",
+    "1.5.0",
+    "1.6.0",
+    "1.7.0",
+    "1.8.1",
+    "1.9.0",
+    "1.10.2",
+    "1.12.0",
+    "1.13.1",
+    "1.14.1",
+    "1.15.0",
+    "1.16.0",
+    "1.17.0",
+    "1.18.0",
+    "1.19.1",
+    "1.20.1",
+    "1.21.0",
+    "1.22.0",
+]
 """Releases of the onnx package whose wheels hold the recorded node tests of the then newest operators."""
-PLATFORMS = "manylinux1 manylinux2010 manylinux2014 manylinux_2_17 manylinux_2_27 manylinux_2_28".split()
+PLATFORMS = [
+    "manylinux1",
+    "manylinux2010",
+    "manylinux2014",
+    "manylinux_2_17",
+    "manylinux_2_27",
+    "manylinux_2_28",
+]
 PYTHONS = ("3.11", "3.8", "3.6")
 
 
@@ -56,7 +81,13 @@ def installed_node_cases() -> Iterator[Case]:
     for test in [*collect_testcases(None), *collect_models()]:
         if test.model is not None and test.data_sets:
             sets = [(list(inputs), list(outputs)) for inputs, outputs in test.data_sets]
-            yield Case(test.name, f"onnx {onnx.__version__} generated", test.model, sets, test.rtol, test.atol)
+            yield Case(
+                test.name, f"onnx {onnx.__version__} generated", test.model, sets, test.rtol, test.atol
+            )
+
+
+def _array(value: Any) -> Any:
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def installed_file_cases() -> Iterator[Case]:
@@ -91,7 +122,15 @@ def fetch_wheel(release: str, folder: Path) -> Path | None:
     platforms = [arg for p in PLATFORMS for arg in ("--platform", f"{p}_x86_64")]
     for python in PYTHONS:
         command = [sys.executable, "-m", "pip", "download", f"onnx=={release}", "--no-deps", "-q"]
-        command += ["--only-binary", ":all:", "--python-version", python, "--implementation", "cp", *platforms]
+        command += [
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            python,
+            "--implementation",
+            "cp",
+            *platforms,
+        ]
         done = subprocess.run([*command, "-d", str(folder)], capture_output=True, check=False)
         if done.returncode == 0:
             return next(folder.glob(f"onnx-{release}-*.whl"), None)
@@ -169,8 +208,14 @@ def _run_onnxruntime(model: onnx.ModelProto, data_sets: list[tuple[list[Any], li
 
 
 def _feedable(value: Any) -> Any:
+    """NumPy scalars as arrays; element types that NumPy lacks go through an OrtValue of the ONNX type."""
+    import onnxruntime as ort
+
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray) and value.dtype.kind == "V":
-        raise TypeError(f"{value.dtype} cannot be fed from numpy")
+        onnx_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value, onnx_type)
     return value
 
 

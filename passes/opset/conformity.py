@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir
-
 from opgraft.passes.opset.facts import dtype_of
 from opgraft.passes.opset.reviewed import AXES, NEW_VALUES
 from opgraft.passes.opset.schemas import default_of, formal_parameter, permits_type, schema_at
@@ -24,10 +23,16 @@ def check_types(site: Site) -> None:
     for index, value in enumerate(site.node.inputs):
         formal = formal_parameter(older.inputs, index)
         dtype = dtype_of(value)
-        if formal is None or dtype is None or not isinstance(getattr(value, "type", None), onnx_ir.TensorType | None):
+        if (
+            formal is None
+            or dtype is None
+            or not isinstance(getattr(value, "type", None), onnx_ir.TensorType | None)
+        ):
             continue
         if not permits_type(older, formal, dtype):
-            raise CannotConvertError(f"opset {site.version} does not take {dtype.name.lower()} as input {index}")
+            raise CannotConvertError(
+                f"opset {site.version} does not take {dtype.name.lower()} as input {index}"
+            )
 
 
 def fit_older_schema(site: Site) -> Results:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir
-
 from opgraft.passes.opset.facts import dims_of, dtype_of
 from opgraft.passes.opset.schemas import default_of, schema_at
 from opgraft.passes.opset.site import CannotConvertError, Site
@@ -34,9 +33,13 @@ def expand(site: Site) -> Results:
     body = _body(site, schema)
     if body is None:
         first = schema.since_version if schema is not None else site.since
-        raise CannotConvertError(f"{site.node.op_type} exists since opset {first} and has no older equivalent")
-    function, version = body
-    mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = dict(zip(function.inputs, site.node.inputs, strict=False))
+        raise CannotConvertError(
+            f"{site.node.op_type} exists since opset {first} and has no older equivalent"
+        )
+    function, version, output_names = body
+    mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = dict(
+        zip(function.inputs, site.node.inputs, strict=False)
+    )
     attributes = _actual_attributes(site, schema)
     for inner in function:
         outputs = site.emit(
@@ -47,12 +50,19 @@ def expand(site: Site) -> Results:
             n_outputs=len(inner.outputs),
         )
         mapping.update(zip(inner.outputs, outputs, strict=True))
-    results = [mapping.get(v) for v in function.outputs[: len(site.node.outputs)]]
+    by_name = {v.name: mapping.get(v) for v in function.outputs}
+    results = [by_name.get(name) for name in output_names[: len(site.node.outputs)]]
+    for index, result in enumerate(results):
+        if result is None and site.is_used(index):
+            raise CannotConvertError(f"the body of {site.node.op_type} has no output {index}")
     return [*results, *[None] * (len(site.node.outputs) - len(results))]
 
 
-def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int] | None:
-    """The oldest body of the operator, and the opset in which it is written."""
+def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int, list[str]] | None:
+    """The oldest body of the operator, the opset in which it is written, and the names of its outputs.
+
+    A body leaves out what computes an absent optional output; the function returned has the others only.
+    """
     import onnx
 
     if schema is None:
@@ -69,14 +79,20 @@ def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int] | None:
             node.input[i] = name or (f"input_{i}" if site.node.inputs[i] is not None else "")
         for i, name in enumerate(node.output):
             node.output[i] = name or f"output_{i}"
-        text = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
+        text = schema.get_context_dependent_function_with_opset_version(
+            version, node.SerializeToString(), types
+        )
         proto.ParseFromString(text)
     else:
         return None
     if any(a.type in (a.GRAPH, a.GRAPHS) for n in proto.node for a in n.attribute):
         raise CannotConvertError(f"the body of {site.node.op_type} has subgraphs")
     imported = next((o.version for o in proto.opset_import if o.domain == ""), version)
-    return onnx_ir.from_proto(proto), int(imported)
+    output_names = list(proto.output)
+    made = {name for n in proto.node for name in n.output}
+    del proto.output[:]
+    proto.output.extend(name for name in output_names if name in made)
+    return onnx_ir.from_proto(proto), int(imported), output_names
 
 
 def _type_proto(site: Site, index: int) -> Any:
@@ -87,7 +103,9 @@ def _type_proto(site: Site, index: int) -> Any:
         return onnx.TypeProto()
     dtype = dtype_of(value)
     if dtype is None:
-        raise CannotConvertError(f"the element type of input {index} is not recorded; run shape inference first")
+        raise CannotConvertError(
+            f"the element type of input {index} is not recorded; run shape inference first"
+        )
     return onnx.helper.make_tensor_type_proto(int(dtype), dims_of(value))
 
 

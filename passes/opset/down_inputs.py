@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir
-
 from opgraft.passes.opset.conformity import fit_older_schema
 from opgraft.passes.opset.site import CannotConvertError, Site
 from opgraft.passes.opset.steps import Results, downgrade
 from opgraft.passes.opset.up_axes import COMPOSITE_REDUCTIONS, single_axis
+from opgraft.passes.opset.up_elementwise import require_unread_mask
 
 _PLAIN_REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"})
 
@@ -19,7 +19,9 @@ def axes_to_attribute(site: Site) -> Results:
     """Reduce(x, [...]) -> Reduce(x, axes=[...])."""
     axes = site.known_constant(1, "the axes")
     if axes is not None and axes.size:
-        return site.again((site.operand(0),), drop=["noop_with_empty_axes"], axes=[int(a) for a in axes.ravel()])
+        return site.again(
+            (site.operand(0),), drop=["noop_with_empty_axes"], axes=[int(a) for a in axes.ravel()]
+        )
     if site.attribute("noop_with_empty_axes"):
         if site.node.op_type in _PLAIN_REDUCTIONS:
             return [site.emit_one("Identity", (site.operand(0),))]
@@ -31,7 +33,10 @@ def axes_to_attribute(site: Site) -> Results:
 
 @downgrade(18, "Split")
 def split_lengths_from_count(site: Site) -> Results:
-    """Split(x, num_outputs=n) -> Split(x, [ceil(d / n), ..., rest]): before, equal parts had to divide evenly."""
+    """Split(x, num_outputs=n) -> Split(x, [ceil(d / n), ..., rest]).
+
+    Without lengths, the older version required parts of the same size.
+    """
     if "num_outputs" not in site.node.attributes:
         return None
     count, axis, dims = int(site.attribute("num_outputs")), int(site.attribute("axis")), site.dims()
@@ -115,23 +120,12 @@ def clip_bounds_to_attributes(site: Site) -> Results:
 @downgrade(12, "Dropout")
 def ratio_to_attribute(site: Site) -> Results:
     """Dropout(x, r) -> Dropout(x, ratio=r), outside of training."""
+    require_unread_mask(site)
     training = site.known_constant(2, "the training mode")
     if training is not None and bool(training.item()):
         raise CannotConvertError("Dropout in training mode is random")
     ratio = site.constant(1)
-    return site.again(
-        (site.operand(0),), drop=["seed"], ratio=0.5 if ratio is None else float(ratio.item())
-    )
-
-
-@downgrade(10, "Dropout")
-def mask_to_number(site: Site) -> Results:
-    """The mask was of the data's type; whoever reads it as bool gets a Cast."""
-    if not site.is_used(1):
-        return None
-    data, mask = site.again()
-    mask.type = None
-    return [data, site.emit_one("Cast", (mask,), {"to": int(onnx_ir.DataType.BOOL)})]
+    return site.again((site.operand(0),), drop=["seed"], ratio=0.5 if ratio is None else float(ratio.item()))
 
 
 @downgrade(11, "TopK")
@@ -154,7 +148,10 @@ def k_to_attribute(site: Site) -> Results:
 
 @downgrade(13, "Softmax", "LogSoftmax", "Hardmax")
 def move_axis_last(site: Site) -> Results:
-    """Softmax(x, axis=k) -> Transpose(Softmax(Transpose(x), axis=-1)): the old one flattened k and what follows."""
+    """Softmax(x, axis=k) -> Transpose(Softmax(Transpose(x), axis=-1)).
+
+    The old one flattened dim k and all that follow into one.
+    """
     axis, rank = int(site.attribute("axis")), site.rank()
     if axis == -1 or (rank is not None and axis == rank - 1):
         return site.again(axis=-1 if site.version >= 11 else site.known_rank() - 1)
@@ -247,7 +244,12 @@ def constant_to_tensor(site: Site) -> Results:
     if name in ("value", "sparse_value"):
         return None
     value = site.attribute(name)
-    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    kinds = {
+        "value_int": np.int64,
+        "value_ints": np.int64,
+        "value_float": np.float32,
+        "value_floats": np.float32,
+    }
     if name not in kinds or attribute.is_ref():
         raise CannotConvertError(f"a constant given as {name}")
     return [site.literal(np.array(value, dtype=kinds[name]))]

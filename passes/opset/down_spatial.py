@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from opgraft.passes.opset.site import CannotConvertError, Site
 from opgraft.passes.opset.steps import Results, downgrade
 
@@ -22,7 +21,11 @@ def resize_all_axes(site: Site) -> Results:
     rank = site.known_rank()
     places = [int(a) % rank for a in axes]
     inputs = [site.operand(0), site.input(1), site.input(2), site.input(3)]
-    scales, sizes, dims = site.known_constant(2, "the scales"), site.known_constant(3, "the sizes"), site.dims()
+    scales, sizes, dims = (
+        site.known_constant(2, "the scales"),
+        site.known_constant(3, "the sizes"),
+        site.dims(),
+    )
     if site.attribute("coordinate_transformation_mode") == "tf_crop_and_resize":
         raise CannotConvertError("Resize of a region along some axes")
     if scales is not None and scales.size:

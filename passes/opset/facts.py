@@ -4,26 +4,108 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir
-
 from opgraft.passes.opset.schemas import formal_parameter, history, schema_at, type_names
 
 _SAME_SHAPE = frozenset(
-    "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization Cast CastLike Ceil Celu Clip Cos Cosh CumSum "
-    "DequantizeLinear Dropout Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid HardSwish Hardmax Identity "
-    "InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization "
-    "MeanVarianceNormalization Mish Neg Not PRelu QuantizeLinear RMSNormalization Reciprocal Relu Round Selu "
-    "Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu".split()
+    [
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BatchNormalization",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Cosh",
+        "CumSum",
+        "DequantizeLinear",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "GroupNormalization",
+        "HardSigmoid",
+        "HardSwish",
+        "Hardmax",
+        "Identity",
+        "InstanceNormalization",
+        "IsInf",
+        "IsNaN",
+        "LRN",
+        "LayerNormalization",
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "Mish",
+        "Neg",
+        "Not",
+        "PRelu",
+        "QuantizeLinear",
+        "RMSNormalization",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+        "Trilu",
+    ]
 )
 _SAME_RANK = frozenset(
-    "AveragePool Concat Conv ConvTranspose CumProd DepthToSpace GatherElements GlobalAveragePool GlobalLpPool "
-    "GlobalMaxPool LpPool MaxPool Pad Resize ReverseSequence Scatter ScatterElements ScatterND Slice "
-    "SpaceToDepth Split Tile TopK Transpose Upsample".split()
+    [
+        "AveragePool",
+        "Concat",
+        "Conv",
+        "ConvTranspose",
+        "CumProd",
+        "DepthToSpace",
+        "GatherElements",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
+        "LpPool",
+        "MaxPool",
+        "Pad",
+        "Resize",
+        "ReverseSequence",
+        "Scatter",
+        "ScatterElements",
+        "ScatterND",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Upsample",
+    ]
 )
 _NEWEST = 1 << 30
 
 
 def constant_of(value: onnx_ir.Value | None) -> np.ndarray | None:
-    """The value as an array when no run can change it: an initializer that is no input, or a Constant node."""
+    """The value as an array when no run can change it: a Constant, or an initializer that is no input."""
     if value is None:
         return None
     if value.is_initializer():
@@ -78,9 +160,7 @@ def _dtype_from_attributes(node: onnx_ir.Node) -> onnx_ir.DataType | None:
     return None
 
 
-def _dtype_from_schema(
-    node: onnx_ir.Node, value: onnx_ir.Value
-) -> onnx_ir.DataType | onnx_ir.Value | None:
+def _dtype_from_schema(node: onnx_ir.Node, value: onnx_ir.Value) -> onnx_ir.DataType | onnx_ir.Value | None:
     """The element type the schema fixes, or an input that shares it."""
     schema = schema_at(node.op_type, _NEWEST) if history(node.op_type) else None
     index = value.index()

@@ -1,8 +1,8 @@
 """The reviewed table: changes of an operator that leave older nodes as they are.
 
 Every (operator, version) pair of the installed standard is either here, under the reason for which
-an older node means the same at the newer version, or has an adapter. A test compares both with the schemas, so
-that a new release of the standard cannot slip through unread.
+an older node means the same at the newer version, or has an adapter. A test compares both with the schemas,
+so that a new release of the standard cannot slip through unread.
 """
 
 from __future__ import annotations

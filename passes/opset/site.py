@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-
 from opgraft.passes.opset.facts import constant_of, dims_of, dtype_of, rank_of
 from opgraft.passes.opset.schemas import default_of, schema_at
 
@@ -25,7 +24,9 @@ class Site:
     the opset at which they are written, and they travel on from there.
     """
 
-    def __init__(self, node: onnx_ir.Node, since: int, version: int, target: int, parameters: set[str]) -> None:
+    def __init__(
+        self, node: onnx_ir.Node, since: int, version: int, target: int, parameters: set[str]
+    ) -> None:
         self.node = node
         self.since = since
         """The opset at which the node is written now."""
@@ -106,7 +107,7 @@ class Site:
         version: int = 0,
         n_outputs: int = 1,
     ) -> list[onnx_ir.Value]:
-        """Write a node in the operators of opset `version` (the site's own by default); return its outputs."""
+        """Write a node of opset `version` (the site's own by default) and return its outputs."""
         at = max(version, self.version) if self.upward else version or self.version
         if self.upward and at > self.target:
             raise CannotConvertError(f"needs {op_type} of opset {at}")

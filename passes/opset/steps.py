@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import onnx_ir
-
 from opgraft.passes.opset.site import Site
 
 Results = Sequence[onnx_ir.Value | None] | None

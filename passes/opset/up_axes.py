@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir
-
 from opgraft.passes.opset.site import CannotConvertError, Site
 from opgraft.passes.opset.steps import Results, upgrade
 
-COMPOSITE_REDUCTIONS = (
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare"
-).split()
+COMPOSITE_REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+]
 
 
 def single_axis(dims: list[int | None] | None, axis: int) -> int | None:
@@ -127,7 +134,11 @@ def k_to_input(site: Site) -> Results:
     if k is None:
         raise CannotConvertError("TopK without k")
     number = site.attribute("k") if not site.node.attributes["k"].is_ref() else None
-    count = site.literal([int(number)]) if number is not None else site.emit_one("Reshape", (k, site.literal([1])))
+    count = (
+        site.literal([int(number)])
+        if number is not None
+        else site.emit_one("Reshape", (k, site.literal([1])))
+    )
     return site.again((site.operand(0), count), drop=["k"])
 
 

@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir
-
 from opgraft.passes.opset.site import CannotConvertError, Site
-from opgraft.passes.opset.steps import Results, upgrade
+from opgraft.passes.opset.steps import Results, downgrade, upgrade
 
 
 @upgrade(
     6,
-    *"Abs Add Ceil Clip Div Elu Exp Floor HardSigmoid InstanceNormalization LeakyRelu Log Max Mean Min Mul".split(),
-    *"Neg PRelu Reciprocal Relu Sigmoid Sqrt Sub Sum Tanh BatchNormalization Dropout".split(),
+    *[
+        "Abs",
+        "Add",
+        "Ceil",
+        "Clip",
+        "Div",
+        "Elu",
+        "Exp",
+        "Floor",
+        "HardSigmoid",
+        "InstanceNormalization",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Mean",
+        "Min",
+        "Mul",
+    ],
+    *[
+        "Neg",
+        "PRelu",
+        "Reciprocal",
+        "Relu",
+        "Sigmoid",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "BatchNormalization",
+        "Dropout",
+    ],
 )
 def drop_consumed_inputs(site: Site) -> Results:
     """`consumed_inputs` was a hint about memory and never changed a value."""
@@ -25,7 +53,7 @@ def spell_selu_constants(site: Site) -> Results:
     return site.again(drop=["consumed_inputs"], alpha=site.attribute("alpha"), gamma=site.attribute("gamma"))
 
 
-@upgrade(7, *"Add And Div Equal Greater Less Mul Or Pow Sub Xor".split())
+@upgrade(7, *["Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor"])
 def align_operands(site: Site) -> Results:
     """op(A, B, broadcast=1, axis=k) -> op(A, Unsqueeze(B)): B's dims stood under A's dims k, k+1, ..."""
     if not {"axis", "broadcast"} & set(site.node.attributes):
@@ -48,7 +76,9 @@ def _align(site: Site, right: onnx_ir.Value, axis: int) -> onnx_ir.Value:
         start = axis + rank_left if axis < 0 else axis
         missing = rank_left - start - rank_right
         if missing < 0:
-            raise CannotConvertError(f"axis {axis} puts an operand of rank {rank_right} beyond rank {rank_left}")
+            raise CannotConvertError(
+                f"axis {axis} puts an operand of rank {rank_right} beyond rank {rank_left}"
+            )
         axes = list(range(rank_right, rank_right + missing))
         return site.emit_one("Unsqueeze", (right,), {"axes": axes}) if axes else right
     if axis < 0:
@@ -58,7 +88,7 @@ def _align(site: Site, right: onnx_ir.Value, axis: int) -> onnx_ir.Value:
     n_left, n_right = (site.emit_one("Size", (shape,)) for shape in (shape_left, shape_right))
     end = site.emit_one("Add", (n_right, site.literal(axis)))
     missing_dims = site.emit_one("Unsqueeze", (site.emit_one("Sub", (n_left, end)),), {"axes": [0]})
-    # One element stands for all of A whatever the axis, and may have a higher rank: no dims are appended then.
+    # One element stands for all of A whatever the axis and its rank: then there is nothing to append.
     missing_dims = site.emit_one("Max", (missing_dims, site.literal([0])), version=12)
     ones = site.emit_one(
         "ConstantOfShape",
@@ -124,21 +154,18 @@ def require_test_mode(site: Site) -> Results:
 
 
 @upgrade(10, "Dropout")
-def cast_mask(site: Site) -> Results:
-    """The mask becomes bool; whoever reads it as a number gets a Cast."""
-    if not site.is_used(1):
-        return None
-    data, mask = site.again()
-    dtype = site.dtype(0)
-    if dtype is None:
-        raise CannotConvertError("the element type of the mask is not recorded; run shape inference first")
-    mask.type = onnx_ir.TensorType(onnx_ir.DataType.BOOL)
-    return [data, site.emit_one("Cast", (mask,), {"to": int(dtype)})]
+@downgrade(10, "Dropout")
+def require_unread_mask(site: Site) -> Results:
+    """The mask changed its type, and before version 12 nobody said what it holds outside of training."""
+    if site.is_used(1):
+        raise CannotConvertError("the mask of Dropout is read, and older versions leave it undefined")
+    return None
 
 
 @upgrade(12, "Dropout")
 def ratio_to_input(site: Site) -> Results:
     """Dropout(x, ratio=r) -> Dropout(x, r): without `training_mode` it still copies."""
+    require_unread_mask(site)
     ratio = site.literal(np.array(site.attribute("ratio"), dtype=np.float32))
     return site.again((site.operand(0), ratio), drop=["ratio"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir
-
 from opgraft.passes.opset.site import CannotConvertError, Site
 from opgraft.passes.opset.steps import Results, upgrade
 
@@ -63,8 +62,8 @@ def _resize(site: Site, x: onnx_ir.Value, scales: onnx_ir.Value, rounding: str |
 def drop_placeholders(site: Site) -> Results:
     """Empty `roi` and `scales` become absent, and a mode that was removed is written with another.
 
-    The coordinate of `tf_half_pixel_for_nn`, (x + 0.5) / s, is the half-pixel one plus a half: rounding it down
-    is rounding that one half up, and rounding it half down is rounding that one up.
+    The coordinate of `tf_half_pixel_for_nn`, (x + 0.5) / s, is the half-pixel one plus a half: rounding it
+    down is rounding that one half up, and rounding it half down is rounding that one up.
     """
     roi, sizes = site.constant(1), site.input(3)
     inputs = [
