@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from opgraft.ir.capture_torch_dims import (
     DeclaredDim,
+    bind_call,
     complete_dynamic_shapes,
     declared_dims,
     name_symbolic_dims,
@@ -37,6 +38,7 @@ from opgraft.ir.capture_torch_reference import (
     require_torch,
     to_numpy,
 )
+from opgraft.ir.capture_torch_repair import repair_masked_rows
 from opgraft.ir.errors import InputError, UsageError
 from opgraft.ir.normalize_export import SCOPE_KEY, model_graphs, normalize_export, strip_debug_info
 
@@ -90,20 +92,23 @@ def capture_torch(
     source = _open_source(module, example_args, dict(example_kwargs or {}), dynamic_shapes)
     translation = translate_program(source.program, opset)
     model, notes = translation.model, translation.warnings
+    repair_masked_rows(model)
+    normalize_export(model)
     separate_outputs(model.graph)
     input_leaves, result_paths = program_interface(source.program)
     leaf_values = dict(zip(input_leaves, model.graph.inputs, strict=True))
     notes.extend(name_symbolic_dims(model, source.declared, leaf_values))
-    given = list(input_names or [value.name or "" for value in model.graph.inputs])
-    outputs = list(output_names or result_names(result_paths.values(), taken=given))
-    rename_interface(model, given, outputs)
+    if input_names is None:
+        input_names = [value.name or "" for value in model.graph.inputs]
+    if output_names is None:
+        output_names = result_names(result_paths.values(), taken=input_names)
+    rename_interface(model, input_names, output_names)
     layout = CallLayout(
         leaves=source.leaves,
         spec=source.program.call_spec.in_spec,
-        input_leaves=dict(zip(given, input_leaves, strict=True)),
-        output_leaves=dict(zip(outputs, result_paths, strict=True)),
+        input_leaves=dict(zip(input_names, input_leaves, strict=True)),
+        output_leaves=dict(zip(output_names, result_paths, strict=True)),
     )
-    normalize_export(model)
     if not keep_debug_info:
         strip_debug_info(model)
     is_stateful = translation.changes_buffers
@@ -111,9 +116,7 @@ def capture_torch(
         model=model,
         reference=make_reference(source.module, layout, restore_buffers=is_stateful),
         reference_float64=make_reference(source.module, layout, double=True, restore_buffers=is_stateful),
-        example_inputs={
-            name: to_numpy(source.leaves[leaf]).copy() for name, leaf in layout.input_leaves.items()
-        },
+        example_inputs={name: to_numpy(source.leaves[leaf]).copy() for name, leaf in layout.input_leaves.items()},
         warnings=(*source.warnings, *notes, *_graph_warnings(model)),
     )
 
@@ -162,9 +165,7 @@ def _open_source(module: Any, args: Any, kwargs: dict[str, Any], dynamic_shapes:
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError("TorchScript modules cannot be exported", remedy="pass the module it was made from")
     if not isinstance(module, torch.nn.Module):
-        raise UsageError(
-            f"expected a torch Module, GraphModule or ExportedProgram, not {type(module).__name__}"
-        )
+        raise UsageError(f"expected a torch Module, GraphModule or ExportedProgram, not {type(module).__name__}")
     return _open_module(module, args, kwargs, dynamic_shapes)
 
 
@@ -178,6 +179,7 @@ def _open_program(
         if program.example_inputs is None:
             raise UsageError("the ExportedProgram holds no example inputs", remedy="give example_args")
         args, kwargs = program.example_inputs
+    bind_call(module, args, kwargs)
     leaves = flatten_call(program, args, kwargs)
     declared: list[DeclaredDim] = []
     if dynamic_shapes is not None:
@@ -188,6 +190,7 @@ def _open_program(
 
 def _open_module(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], dynamic_shapes: Any) -> _Source:
     args = _as_arguments(module, args, kwargs)
+    bind_call(module, args, kwargs)
     warnings = []
     if any(part.training for part in module.modules()):
         warnings.append("the module was in training mode; captured in eval mode (yours is left as it was)")
@@ -233,9 +236,7 @@ def _graph_warnings(model: ir.Model) -> list[str]:
     if random_nodes:
         scope = random_nodes[0].metadata_props.get(SCOPE_KEY) or "the module itself"
         names = ", ".join(sorted({node.op_type for node in random_nodes}))
-        found.append(
-            f"the graph draws random numbers ({names} in {scope}): it cannot be compared with the module"
-        )
+        found.append(f"the graph draws random numbers ({names} in {scope}): it cannot be compared with the module")
     return found
 
 

@@ -34,27 +34,40 @@ class DeclaredDim:
     max_size: int | None
 
 
+def bind_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameter name -> value, as forward() sees the call: the structure of dynamic_shapes in torch."""
+    try:
+        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise UsageError(f"the examples do not fit {type(module).__name__}.forward: {error}") from error
+
+
 def complete_dynamic_shapes(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
 ) -> dict[str, Any]:
-    """Argument name -> declaration, one entry for every argument given (None where nothing was declared)."""
-    given = _argument_names(module, args, kwargs)
+    """Parameter name -> declaration, one entry for every argument given (None where nothing was declared).
+
+    What forward() takes as `**kwargs` may be declared by its own name; it is nested as torch wants it.
+    """
+    bound = bind_call(module, args, kwargs)
+    open_name = _variadic_name(module, inspect.Parameter.VAR_KEYWORD)
+    extra = bound.get(open_name, {})
+    known = f"the arguments are: {', '.join([name for name in bound if name != open_name] + list(extra))}"
     if isinstance(dynamic_shapes, Mapping):
-        unknown = [name for name in dynamic_shapes if name not in given]
+        unknown = [name for name in dynamic_shapes if name not in bound and name not in extra]
         if unknown:
-            raise UsageError(
-                f"dynamic_shapes names {', '.join(map(repr, unknown))}, which the examples do not contain",
-                remedy=f"the arguments are: {', '.join(given)}",
-            )
-        return {name: dynamic_shapes.get(name) for name in given}
+            what = f"dynamic_shapes names {', '.join(map(repr, unknown))}, which the examples do not contain"
+            raise UsageError(what, remedy=known)
+        shapes = {name: dynamic_shapes.get(name) for name in bound}
+        if extra:
+            nested = shapes[open_name] or {}
+            shapes[open_name] = {name: dynamic_shapes.get(name, nested.get(name)) for name in extra}
+        return shapes
     if not isinstance(dynamic_shapes, Sequence) or isinstance(dynamic_shapes, str):
         raise UsageError("dynamic_shapes must be a dict keyed by argument name, or a sequence by position")
-    if len(dynamic_shapes) != len(given):
-        raise UsageError(
-            f"dynamic_shapes has {len(dynamic_shapes)} entries for {len(given)} arguments",
-            remedy=f"the arguments are: {', '.join(given)}",
-        )
-    return dict(zip(given, dynamic_shapes, strict=True))
+    if len(dynamic_shapes) != len(bound):
+        raise UsageError(f"dynamic_shapes has {len(dynamic_shapes)} entries for {len(bound)} arguments", remedy=known)
+    return dict(zip(bound, dynamic_shapes, strict=True))
 
 
 def declared_dims(
@@ -64,24 +77,18 @@ def declared_dims(
     import torch
     from torch.utils import _pytree
 
-    signature = list(_parameters(module))
     leaves, _ = _pytree.tree_flatten_with_path((args, dict(kwargs)))
     found = []
     for index, (path, leaf) in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor):
             continue
-        top, *rest = [_key_of(entry) for entry in path[1:]]
-        keys: list[Any] = [top, *rest]
-        if isinstance(top, int):
-            is_variadic = top >= len(signature) or signature[top].kind is inspect.Parameter.VAR_POSITIONAL
-            keys = [_variadic_name(signature), top - len(signature) + 1, *rest] if is_variadic else keys
-            keys[0] = keys[0] if is_variadic else signature[top].name
+        keys = _parameter_path(module, [_key_of(entry) for entry in path[1:]])
         label = str(keys[0]) + "".join(f"[{key!r}]" for key in keys[1:])
         for axis, dim in _axes(_look_up(shapes, keys)):
-            name, max_size = getattr(dim, "__name__", None), getattr(dim, "max", None)
-            if isinstance(dim, str):
-                name = _identifier(dim)
-            found.append(DeclaredDim(index, label, axis % max(leaf.ndim, 1), name, _as_int(max_size)))
+            if not -leaf.ndim <= axis < leaf.ndim:
+                raise UsageError(f"dynamic_shapes declares axis {axis} of {label}, which has {leaf.ndim} dims")
+            name = _identifier(dim) if isinstance(dim, str) else getattr(dim, "__name__", None)
+            found.append(DeclaredDim(index, label, axis % leaf.ndim, name, _as_int(getattr(dim, "max", None))))
     return found
 
 
@@ -134,7 +141,7 @@ def name_symbolic_dims(
         if isinstance(size, int):
             warnings.append(
                 f"{where}: declared dynamic, but the captured graph is fixed to {size} "
-                + ("(give an example with size 2 or more)" if size == 1 else "(the module's code fixes it)")
+                + ("(give an example with size 2 or more)" if size == 1 else "(fixed by its code or its export)")
             )
         elif size.value is None or not size.value.isidentifier():
             warnings.append(f"{where}: declared dynamic, but constrained to be {size.value}")
@@ -154,33 +161,29 @@ def _rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
                 continue
             value.shape = ir.Shape(
                 [
-                    size
-                    if isinstance(size, int)
-                    else symbol.sub(lambda m: names[m[1]], size.value or "") or None
+                    size if isinstance(size, int) else symbol.sub(lambda m: names[m[1]], size.value or "") or None
                     for size in value.shape
                 ]
             )
 
 
-def _parameters(module: torch.nn.Module) -> list[inspect.Parameter]:
-    return list(inspect.signature(module.forward).parameters.values())
+def _variadic_name(module: torch.nn.Module, kind: Any) -> str:
+    """Name of the *args or **kwargs parameter of forward(), "" where there is none."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return next((parameter.name for parameter in parameters if parameter.kind is kind), "")
 
 
-def _argument_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """In the order in which `torch.export` reads dynamic_shapes: the order of the signature."""
-    try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise UsageError(f"the examples do not fit {type(module).__name__}.forward: {error}") from error
-    names: list[str] = []
-    for name, value in bound.arguments.items():
-        is_var_keyword = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        names.extend(value if is_var_keyword else [name])
-    return names
-
-
-def _variadic_name(parameters: Sequence[inspect.Parameter]) -> str:
-    return next((p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL), "args")
+def _parameter_path(module: torch.nn.Module, path: Sequence[Any]) -> list[Any]:
+    """The path of a leaf in (args, kwargs), beginning with its parameter's name in place of a position."""
+    top, rest = path[0], list(path[1:])
+    parameters = inspect.signature(module.forward).parameters
+    if isinstance(top, str):
+        return [top, *rest] if top in parameters else [_variadic_name(module, inspect.Parameter.VAR_KEYWORD), *path]
+    names = list(parameters)
+    variadic = _variadic_name(module, inspect.Parameter.VAR_POSITIONAL)
+    if variadic and top >= names.index(variadic):
+        return [variadic, top - names.index(variadic), *rest]
+    return [names[top], *rest]
 
 
 def _key_of(entry: Any) -> Any:

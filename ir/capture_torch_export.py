@@ -15,8 +15,9 @@ from opgraft.ir.errors import InputError, UsageError
 if TYPE_CHECKING:
     import torch
 
-# Below this, PyTorch only converts down from 18 and may silently stay there.
-LOWEST_OPSET = 18
+# What the exporter writes itself (onnxscript 0.7.2). Outside, it asks the ONNX C++ converter, and where that
+# gives up it returns operators of one version labelled with another, without an error.
+LOWEST_OPSET, HIGHEST_OPSET = 18, 25
 
 _MAX_REASON_CHARS = 240
 # What torch raises for a dim that was declared dynamic and cannot be.
@@ -34,6 +35,11 @@ _REMEDIES = (
         "register the type with torch.utils._pytree; for a KV cache pass use_cache=False",
     ),
     ("unsupported output type", "return tensors, tuples or dicts; for a KV cache pass use_cache=False"),
+    (
+        "not a known type",
+        "return tensors, tuples or dicts, or register the class with torch.export.register_dataclass",
+    ),
+    ("Must provide a tree_name", "torch cannot declare dims of **kwargs: name these arguments in forward()"),
     ("register_dataclass", "register the dataclass with torch.export.register_dataclass"),
     ("scaled_dot_product", 'load the model with attn_implementation="eager"'),
     ("Cannot view a tensor", 'load the model with attn_implementation="eager"'),
@@ -49,9 +55,7 @@ _REMEDIES = (
     ("positional argument", "check example_args and example_kwargs against forward()"),
     ("unexpected keyword", "check example_args and example_kwargs against forward()"),
 )
-_DEFAULT_REMEDY = (
-    "the module must pass torch.export.export first; torch.export.draft_export lists every obstacle"
-)
+_DEFAULT_REMEDY = "the module must pass torch.export.export first; torch.export.draft_export lists every obstacle"
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,15 @@ def translate_program(program: torch.export.ExportedProgram, opset: int | None) 
     """
     import torch
 
-    if opset is not None and opset < LOWEST_OPSET:
+    if opset is not None and not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
         raise UsageError(
-            f"PyTorch exports to opset {LOWEST_OPSET} or newer, not {opset}",
-            remedy=f"capture at opset {LOWEST_OPSET} and convert the result",
+            f"PyTorch exports to opset {LOWEST_OPSET} to {HIGHEST_OPSET}, not {opset}",
+            remedy=f"capture at opset {min(max(opset, LOWEST_OPSET), HIGHEST_OPSET)} and convert the result",
         )
     program, notes = _without_constant_outputs(program)
     try:
         with torch.no_grad(), quiet_torch():
-            exported = torch.onnx.export(
-                program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False
-            )
+            exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False)
     except Exception as error:
         raise export_error(error, "translation to ONNX failed", "torch.onnx.export") from error
     model: ir.Model = exported.model
@@ -132,9 +134,7 @@ def translate_program(program: torch.export.ExportedProgram, opset: int | None) 
         # The exporter then has mixed operators of two versions: the model would be invalid.
         raise UsageError(f"this PyTorch cannot export to opset {opset}", remedy="ask for a lower one")
     mutated = list(exported.exported_program.graph_signature.buffers_to_mutate.values())
-    notes.extend(
-        f"forward() changes buffer {name!r}: the graph computes a first call only" for name in mutated
-    )
+    notes.extend(f"forward() changes buffer {name!r}: the graph computes a first call only" for name in mutated)
     return Translation(model, bool(mutated), notes)
 
 
@@ -147,9 +147,7 @@ def _without_constant_outputs(
     def output_node(candidate: torch.export.ExportedProgram) -> Any:
         return next(node for node in reversed(candidate.graph.nodes) if node.op == "output")
 
-    constants = [
-        a for a in output_node(program).args[0] if a is not None and not isinstance(a, torch.fx.Node)
-    ]
+    constants = [a for a in output_node(program).args[0] if a is not None and not isinstance(a, torch.fx.Node)]
     if not constants:
         return program, []
     with torch.no_grad(), quiet_torch():
@@ -179,21 +177,15 @@ def unit_size_warnings(
             wanted = _pytree.tree_leaves(copy_module(module)(*args, **kwargs))
             found = _pytree.tree_leaves(traced(*args, **kwargs))
     except Exception as error:  # noqa: BLE001 - the user's code runs here: whatever it raises is the finding
-        return [
-            f"the captured graph may not run with size 1 ({type(error).__name__}: {_essence(str(error))})"
-        ]
+        return [f"the captured graph may not run with size 1 ({type(error).__name__}: {_essence(str(error))})"]
     for want, got in zip(wanted, found, strict=True):
         if not isinstance(want, torch.Tensor) or not want.dtype.is_floating_point:
             continue
         # Same operators on the same inputs: what is left is the rounding of other kernel shapes, well below
         # 1e-3 of the largest element; another branch of the code is off by orders of magnitude more.
         scale = float(want.abs().max()) if want.numel() else 0.0
-        if want.shape != got.shape or not torch.allclose(
-            want, got, rtol=0.0, atol=1e-3 * scale, equal_nan=True
-        ):
-            return [
-                "the module computes something else where a dynamic dim has size 1; the graph holds from 2 up"
-            ]
+        if want.shape != got.shape or not torch.allclose(want, got, rtol=0.0, atol=1e-3 * scale, equal_nan=True):
+            return ["the module computes something else where a dynamic dim has size 1; the graph holds from 2 up"]
     return []
 
 
@@ -205,18 +197,14 @@ def export_error(error: Exception, what: str, where: str) -> InputError:
     texts = [str(link) for link in reversed(chain)]
     remedy = next((fix for sign, fix in _REMEDIES if any(sign in text for text in texts)), _DEFAULT_REMEDY)
     innermost = chain[-1]
-    return InputError(
-        f"{what}: {type(innermost).__name__}: {_essence(str(innermost))}", where=where, remedy=remedy
-    )
+    return InputError(f"{what}: {type(innermost).__name__}: {_essence(str(innermost))}", where=where, remedy=remedy)
 
 
 def _essence(text: str) -> str:
     """The first paragraph of a message on one line, without colours, file names and advice on logging."""
-    text = re.sub(r"\x1b?\[\d+m", "", text).strip().split("\n\n")[0]
+    text = re.sub(r"\x1b?\[\d+m", "", text).strip().split("\n\n")[0].split(" If you're using")[0]
     lines = [line.strip() for line in text.splitlines()]
-    text = " ".join(
-        line for line in lines if line and not line.startswith(("File ", "Caused by", "For more "))
-    )
+    text = " ".join(line for line in lines if line and not line.startswith(("File ", "Caused by", "For more ")))
     text = re.sub(r"(?:/[\w.+@-]+){2,}/?", "...", text).replace(
         'For more information, run with TORCH_LOGS="+dynamic".', ""
     )

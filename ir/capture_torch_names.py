@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def flatten_call(
-    program: torch.export.ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Any]:
+def flatten_call(program: torch.export.ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """The leaves of a call in the order of the program's inputs; keyword arguments may come in any order."""
     from torch.utils import _pytree
 
@@ -29,7 +27,7 @@ def flatten_call(
     if len(order) != len(kwargs) or spec != program.call_spec.in_spec:
         raise UsageError(
             "the examples have another structure than those the program was exported with",
-            remedy=f"it takes {n_positional} positional arguments and the keywords {list(keyword_spec.context)}",
+            remedy=f"it takes {n_positional} positional arguments, keywords {list(keyword_spec.context)}",
         )
     return leaves
 
@@ -62,11 +60,7 @@ def _leaf_paths(spec: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, 
     elif isinstance(keys, list) and keys and isinstance(keys[0], list):  # dataclass: [fields, None fields]
         keys = keys[0]
     children = spec.children()
-    named = (
-        isinstance(keys, (list, tuple))
-        and len(keys) == len(children)
-        and all(isinstance(k, str) for k in keys)
-    )
+    named = isinstance(keys, (list, tuple)) and len(keys) == len(children) and all(isinstance(k, str) for k in keys)
     for index, child in enumerate(children):
         yield from _leaf_paths(child, (*prefix, keys[index] if named else index))
 
@@ -117,9 +111,7 @@ def rename_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[s
     names = set(final.values())
     if len(names) != len(final):
         raise UsageError("input and output names must differ", remedy=f"given: {', '.join(final.values())}")
-    others = [
-        value for graph in model_graphs(model) for value in graph_values(graph) if id(value) not in final
-    ]
+    others = [value for graph in model_graphs(model) for value in graph_values(graph) if id(value) not in final]
     taken = names | {value.name or "" for value in [*others, *model.graph.inputs, *model.graph.outputs]}
     for value in others:
         if value.name in names:

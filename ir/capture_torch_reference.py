@@ -32,9 +32,7 @@ class CallLayout:
     output_leaves: Mapping[str, int]
     """Graph output name -> index into the flattened result."""
 
-    def arguments(
-        self, inputs: Mapping[str, np.ndarray], *, double: bool
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, inputs: Mapping[str, np.ndarray], *, double: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         from torch.utils import _pytree
 
         missing = [name for name in self.input_leaves if name not in inputs]
@@ -200,13 +198,12 @@ def _run_in_float64(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapp
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
     """Silence the exporters' notices on torch itself (missing torchvision, deprecated internals)."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.fx")
-    ]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.fx")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="The tensor attribute")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -1,4 +1,4 @@
-"""What PyTorch's exporters leave behind, made regular: CastLike noise, bulky metadata, merged initializers.
+"""What PyTorch's exporters leave behind, made regular: CastLike noise, bulky metadata, shared initializers.
 
 Works on any `onnx_ir` model, so that a captured module and an `.onnx` file written by the exporter end alike.
 Constant folding, Identity removal and common subexpressions are the business of the simplification passes.
@@ -55,6 +55,9 @@ def normalize_export(model: ir.Model) -> list[str]:
     notes = []
     if removed or changed:
         notes.append(f"CastLike: {removed} without effect removed, {changed} made Cast")
+    n_sizes = _fix_numeric_dims(model)
+    if n_sizes:
+        notes.append(f"{n_sizes} symbolic dims that are numbers made static")
     notes.extend(_shared_initializer_notes(model))
     return notes
 
@@ -233,6 +236,23 @@ def _known_dtype(value: ir.Value | None) -> ir.DataType | None:
     if producer.op_type in ("Identity", "Squeeze", "Unsqueeze", "Reshape") and producer.inputs:
         return producer.inputs[0].dtype if producer.inputs[0] is not None else None
     return None
+
+
+def _fix_numeric_dims(model: ir.Model) -> int:
+    """A dim that the exporter specialised late stays symbolic, with its size for a name: "2" -> 2."""
+    count = 0
+    for graph in model_graphs(model):
+        for value in graph_values(graph):
+            if value.shape is None or value.shape.is_static():
+                continue
+            sizes = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            numeric = [isinstance(size, str) and size.isdecimal() for size in sizes]
+            if any(numeric):
+                count += sum(numeric)
+                value.shape = ir.Shape(
+                    [int(size) if fix and size else size for fix, size in zip(numeric, sizes, strict=True)]
+                )
+    return count
 
 
 def _shared_initializer_notes(model: ir.Model) -> list[str]:
