@@ -9,7 +9,7 @@ _PUBLIC = {
     "OpgraftError": "opgraft.ir.errors",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 __version__ = "0.1.0"
 
 

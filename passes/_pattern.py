@@ -1,0 +1,209 @@
+"""Patterns: the left-hand side of a rewrite written as an expression, with `check` and `rewrite` beside it."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import onnx_ir
+from opgraft.ir.program import DEFAULT_DOMAINS, constant_array
+from opgraft.passes._pass import NoMatch, PassContext, Replacement
+from opgraft.passes._rewriter import Rewriter
+from opgraft.passes._worklist import NodePass
+
+COMMUTATIVE = frozenset(
+    {
+        "Add",
+        "Mul",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "BitwiseXor",
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """Matches any value; the same variable twice must be the same value."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scalar:
+    """Matches a constant whose elements all equal `number`, exactly."""
+
+    number: float
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """Matches the first output of a node; `attributes` must be equal when given."""
+
+    op_type: str
+    operands: tuple[Expression, ...]
+    attributes: tuple[tuple[str, Any], ...]
+    domain: str
+
+
+Expression = Variable | Scalar | Operation
+
+
+class PatternBuilder:
+    """`p.Add(p.MatMul(x, w), b)` builds the expression; numbers stand for constants of that number."""
+
+    def __getattr__(self, op_type: str) -> Any:
+        def make(*operands: Expression | float, domain: str = "", **attributes: Any) -> Operation:
+            wrapped = tuple(Scalar(float(o)) if isinstance(o, (int, float)) else o for o in operands)
+            return Operation(op_type, wrapped, tuple(attributes.items()), domain)
+
+        return make
+
+
+@dataclass
+class Match:
+    """A match: the value of each variable and the nodes in it, root first."""
+
+    values: dict[str, onnx_ir.Value]
+    nodes: tuple[onnx_ir.Node, ...]
+
+
+@dataclass(frozen=True)
+class PatternPass(NodePass):
+    """A pass in three methods that share one list of variables: `pattern`, `check`, `rewrite`.
+
+    Inner nodes of a match may have other users; `require_single_use` refuses those matches, for rewrites that would
+    otherwise compute twice.
+    """
+
+    require_single_use = True
+
+    @abstractmethod
+    def pattern(self, p: PatternBuilder, *variables: Any) -> Operation: ...
+
+    def check(self, match: Match, **variables: onnx_ir.Value) -> NoMatch | None:
+        """Conditions that the expression does not say."""
+        return None
+
+    @abstractmethod
+    def rewrite(self, op: Rewriter, **variables: onnx_ir.Value) -> onnx_ir.Value: ...
+
+    def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
+        expression = _expression(type(self), self)
+        miss = NoMatch("operands do not have the pattern's form", node)
+        for match in _matches(expression, node):
+            outside = _used_outside(match) if self.require_single_use else None
+            if outside is not None:
+                miss = NoMatch("an inner result has other users", outside)
+                continue
+            refused = self.check(match, **match.values)
+            if refused is not None:
+                miss = refused
+                continue
+            return [self.rewrite(op, **match.values)]
+        return miss
+
+
+def pattern_roots(cls: type[PatternPass]) -> tuple[str, ...]:
+    """The root operator of a pattern pass, for classes that do not name it."""
+    return (_expression(cls, cls()).op_type,)
+
+
+@cache
+def _expression(cls: type[PatternPass], instance: PatternPass) -> Operation:
+    names = list(inspect.signature(cls.pattern).parameters)[2:]
+    return instance.pattern(PatternBuilder(), *(Variable(n) for n in names))
+
+
+def _used_outside(match: Match) -> onnx_ir.Value | None:
+    inside = set(match.nodes)
+    for node in match.nodes[1:]:
+        for output in node.outputs:
+            if output.is_graph_output() or any(use.node not in inside for use in output.uses()):
+                return output
+    return None
+
+
+def _matches(expression: Operation, root: onnx_ir.Node) -> Iterator[Match]:
+    for values, nodes in _match_node(expression, root, {}, ()):
+        yield Match(values, nodes)
+
+
+_State = tuple[dict[str, onnx_ir.Value], tuple[onnx_ir.Node, ...]]
+
+
+def _match_value(
+    expression: Expression,
+    value: onnx_ir.Value | None,
+    values: dict[str, onnx_ir.Value],
+    nodes: tuple[onnx_ir.Node, ...],
+) -> Iterator[_State]:
+    if value is None:
+        return
+    if isinstance(expression, Variable):
+        bound = values.get(expression.name)
+        if bound is None:
+            yield {**values, expression.name: value}, nodes
+        elif bound is value:
+            yield values, nodes
+    elif isinstance(expression, Scalar):
+        array = constant_array(value)
+        if array is not None and array.size and bool((array == expression.number).all()):
+            yield values, nodes
+    else:
+        producer = value.producer()
+        if producer is not None and value is producer.outputs[0]:
+            yield from _match_node(expression, producer, values, nodes)
+
+
+def _match_node(
+    expression: Operation,
+    node: onnx_ir.Node,
+    values: dict[str, onnx_ir.Value],
+    nodes: tuple[onnx_ir.Node, ...],
+) -> Iterator[_State]:
+    if node.op_type != expression.op_type:
+        return
+    if node.domain != expression.domain and not (
+        node.domain in DEFAULT_DOMAINS and expression.domain in DEFAULT_DOMAINS
+    ):
+        return
+    for name, wanted in expression.attributes:
+        attribute = node.attributes.get(name)
+        if attribute is None or attribute.is_ref() or attribute.value != wanted:
+            return
+    operands = expression.operands
+    inputs = list(node.inputs)
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    if len(inputs) != len(operands):
+        return
+    yield from _match_operands(operands, inputs, values, (*nodes, node))
+    # The other order is tried at this node alone, while the match goes on: no pattern is ever multiplied out.
+    if len(operands) == 2 and node.op_type in COMMUTATIVE:
+        yield from _match_operands(operands, inputs[::-1], values, (*nodes, node))
+
+
+def _match_operands(
+    operands: tuple[Expression, ...],
+    inputs: list[onnx_ir.Value | None],
+    values: dict[str, onnx_ir.Value],
+    nodes: tuple[onnx_ir.Node, ...],
+) -> Iterator[_State]:
+    if not operands:
+        yield values, nodes
+        return
+    for bound, seen in _match_value(operands[0], inputs[0], values, nodes):
+        yield from _match_operands(operands[1:], inputs[1:], bound, seen)

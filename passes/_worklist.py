@@ -1,0 +1,140 @@
+"""One matcher for all node passes: indexed by root operator, driven by a worklist.
+
+Every node is visited once; after a rewrite only its neighbourhood is visited again. So a group of passes reaches
+its fixpoint in time linear in nodes plus rewrites.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir
+from opgraft.ir.errors import ContractError
+from opgraft.ir.program import DEFAULT_DOMAINS, Program
+from opgraft.passes._pass import NoMatch, Pass, PassContext, Replacement
+from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dead, subgraphs
+
+# A group that rewrites more often than this per node is two passes undoing each other.
+_MAX_REWRITES_PER_NODE = 12
+
+
+@dataclass(frozen=True)
+class NodePass(Pass):
+    """A pass anchored at one node: `visit` returns the values that stand for its outputs, or why not."""
+
+    roots: ClassVar[tuple[str, ...]] = ()
+    """Operator types of the anchor; empty means every operator."""
+    domains: ClassVar[tuple[str, ...]] = DEFAULT_DOMAINS
+
+    @abstractmethod
+    def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch: ...
+
+    def run(self, program: Program, context: PassContext) -> int:
+        return run_group([self], program, context)
+
+
+def run_group(passes: Sequence[NodePass], program: Program, context: PassContext) -> int:
+    """Apply node passes together until none of them applies anywhere. Returns the number of rewrites."""
+    active = [p for p in passes if p.name not in context.disabled]
+    names = context.facts.setdefault("names", Names(program.model))
+    before = len(context.rewrites)
+    for graph in list(program.scopes()):
+        _Worklist(active, graph, context, names).run()
+    return len(context.rewrites) - before
+
+
+class _Worklist:
+    def __init__(self, passes: Sequence[NodePass], graph: onnx_ir.Graph, context: PassContext, names: Names) -> None:
+        self.graph = graph
+        self.context = context
+        self.names = names
+        self.queue: deque[onnx_ir.Node] = deque(graph)
+        self.queued: set[onnx_ir.Node] = set(self.queue)
+        self.budget = _MAX_REWRITES_PER_NODE * len(self.queue) + 100
+        self.everywhere = [p for p in passes if not p.roots]
+        self.index: dict[tuple[str, str], list[NodePass]] = {}
+        for pass_ in passes:
+            for domain in pass_.domains:
+                for root in pass_.roots:
+                    self.index.setdefault((domain, root), []).append(pass_)
+        self.seconds: dict[str, float] = context.facts.setdefault("seconds", {})
+
+    def run(self) -> None:
+        while self.queue:
+            node = self.queue.popleft()
+            self.queued.discard(node)
+            if node.graph is not self.graph:
+                continue
+            if is_dead(node):
+                self._push(remove_dead([node], self.graph))
+                continue
+            self._visit(node)
+
+    def _visit(self, node: onnx_ir.Node) -> None:
+        candidates = self.index.get((node.domain, node.op_type), ())
+        for pass_ in (*candidates, *self.everywhere):
+            start = time.perf_counter()
+            done = self._try(pass_, node)
+            name = pass_.name
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if done:
+                return
+
+    def _try(self, pass_: NodePass, node: onnx_ir.Node) -> bool:
+        context = self.context
+        rewriter = Rewriter(self.graph, node)
+        result = pass_.visit(node, rewriter, context)
+        if isinstance(result, NoMatch):
+            context.missed(pass_.name, result)
+            return False
+        if not context.allows(pass_.name):
+            return False
+        self.budget -= 1
+        if self.budget < 0:
+            recent = sorted({r.pass_name for r in context.rewrites[-50:]})
+            raise ContractError(f"passes {', '.join(recent)} undo each other", where=f"node {node.name!r}")
+        rewrite = context.applied(pass_, _site(node))
+        recorder = context.recorder
+        token = recorder.before(node, rewriter.nodes, result) if recorder is not None else None
+        consumers = [use.node for output in node.outputs for use in output.uses()]
+        changed = apply(rewriter, result, self.names)
+        if recorder is not None and token is not None:
+            recorder.after(token, rewrite)
+        self._push(changed)
+        self._push(consumers)
+        self._push(user for c in changed for o in c.outputs for user, _ in o.uses())
+        return True
+
+    def _push(self, nodes: object) -> None:
+        for node in nodes:  # type: ignore[attr-defined]
+            if node.graph is self.graph:
+                if node not in self.queued:
+                    self.queued.add(node)
+                    self.queue.append(node)
+            elif node.graph is not None:
+                owner = self._owner(node)
+                if owner is not None and owner not in self.queued:
+                    self.queued.add(owner)
+                    self.queue.append(owner)
+
+    def _owner(self, node: onnx_ir.Node) -> onnx_ir.Node | None:
+        """The node of this graph whose subgraph holds `node`."""
+        graph = node.graph
+        while isinstance(graph, onnx_ir.Graph) and graph is not self.graph:
+            parent = getattr(graph, "parent_node", None)
+            if parent is None:
+                return None
+            node, graph = parent, parent.graph
+        return node if graph is self.graph else None
+
+
+def _site(node: onnx_ir.Node) -> str:
+    return node.name or next((o.name for o in node.outputs if o.name), "") or node.op_type
+
+
+__all__ = ["NodePass", "run_group", "subgraphs"]

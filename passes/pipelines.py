@@ -1,0 +1,30 @@
+"""The named pipelines: plain lists of stages."""
+
+from __future__ import annotations
+
+from opgraft.passes._pipeline import Group, Stage, named_pipeline
+from opgraft.passes._registry import builtin_modules, pass_class
+from opgraft.passes._worklist import NodePass
+
+
+def _simplification_rules() -> tuple[NodePass, ...]:
+    """Every node pass of `passes/simplify`, in alphabetical order: their common fixpoint does not depend on it."""
+    rules = []
+    for name, module in builtin_modules().items():
+        if module.startswith("opgraft.passes.simplify."):
+            cls = pass_class(name)
+            if issubclass(cls, NodePass):
+                rules.append(cls())
+    return tuple(rules)
+
+
+@named_pipeline("simplify")
+def simplify() -> list[Stage]:
+    """Lossless simplification."""
+    return [
+        pass_class("eliminate-dead-code")(),
+        Group(_simplification_rules()),
+        pass_class("eliminate-common-subexpressions")(),
+        Group(_simplification_rules()),
+        pass_class("eliminate-dead-code")(),
+    ]
