@@ -7,12 +7,14 @@ integers) go in and out as `OrtValue`s over raw memory.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from opgraft.backends.onnxruntime.protocol import (
+    BFLOAT16,
     STRING,
     RawTensor,
     WireValue,
@@ -31,7 +33,8 @@ def bind(
 ) -> Callable[[], Any]:
     """The call that runs `session` on `feeds`, with everything that can be prepared done before it."""
     types = [arg.type for arg in session.get_outputs() if arg.name in names]
-    only_tensors = all(isinstance(value, RawTensor) for value in feeds.values())
+    # The runtime's OrtValue is not constructed from strings.
+    only_tensors = all(isinstance(x, RawTensor) and x.element_type != STRING for x in feeds.values())
     if only_tensors and all(kind.startswith("tensor") for kind in types):
         values = {name: _ort_value(value) for name, value in feeds.items() if isinstance(value, RawTensor)}
         return lambda: session.run_with_ort_values(names, values)
@@ -72,14 +75,13 @@ def _ort_value(raw: RawTensor) -> ort.OrtValue:
     if raw.is_native:
         return ort.OrtValue.ortvalue_from_numpy(from_raw(raw))
     # The runtime reads its tensor out of any array with enough bytes: packed elements use the first ones.
-    n_elements = int(np.prod(raw.shape, dtype=np.int64))
-    width = max(1, raw.data.nbytes // n_elements) if n_elements else 1
-    if n_elements * width == raw.data.nbytes:
-        storage = raw.data
-    else:
-        storage = aligned_buffer(n_elements * width)
+    element = np.dtype(np.uint16 if raw.element_type == BFLOAT16 else np.uint8)
+    n_bytes = math.prod(raw.shape) * element.itemsize
+    storage = raw.data
+    if raw.data.nbytes < n_bytes:
+        storage = aligned_buffer(n_bytes)
         storage[: raw.data.nbytes] = raw.data
-    typed = storage.view(np.uint16 if width == 2 else np.uint8).reshape(raw.shape)
+    typed = storage.view(element).reshape(raw.shape)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(typed, raw.element_type)
 
 

@@ -1,8 +1,8 @@
 """What the installed runtime can do, found by trying: operators, element types, the newest opset.
 
 Each answer comes from a one-node model that ran in a child process and was compared with numpy. The table of
-all registered kernels tells a kernel of its own from a function body, or casts that the runtime puts around the
-node. Answers are cached per runtime version, processor and number of threads.
+all registered kernels tells a kernel of its own from a function body, or casts put around the node.
+Answers are cached per runtime version, processor and number of threads.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ Value: TypeAlias = "Array | list[Value] | dict[Any, Value] | None"
 """What a model takes and returns: a tensor, nothing (optional), a sequence, or a map of `ai.onnx.ml`."""
 
 STRING = 8
+BFLOAT16 = 16
 # TensorProto.DataType numbers whose elements numpy knows itself.
 NATIVE_TYPES = {
     1: "<f4",
@@ -45,7 +46,7 @@ NATIVE_TYPES = {
 }
 # The others, as ml_dtypes names them: element type, bits of an element.
 EXTENDED_TYPES = {
-    "bfloat16": (16, 16),
+    "bfloat16": (BFLOAT16, 16),
     "float8_e4m3fn": (17, 8),
     "float8_e4m3fnuz": (18, 8),
     "float8_e5m2": (19, 8),

@@ -172,6 +172,12 @@ def _failure(error: BaseException) -> dict[str, Any]:
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "ailed to allocate memory", "Cannot allocate memory")
 
 
+def _is_of_runtime(error: Exception) -> bool:
+    """Its own exceptions have no common base class; its bindings raise some of Python's."""
+    own = type(error).__module__.startswith("onnxruntime")
+    return own or isinstance(error, (MemoryError, RuntimeError, TypeError, ValueError))
+
+
 def _limit(memory_limit_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_limit_bytes:
@@ -228,7 +234,9 @@ def serve(memory_limit_bytes: int = 0) -> None:
             return
         try:
             reply, answers = worker.answer(header, buffers)
-        except Exception as error:  # noqa: BLE001  whatever the runtime raises is the answer
+        except Exception as error:
+            if not _is_of_runtime(error):
+                raise  # a defect here: the traceback on stderr says more than a refusal would
             reply, answers = _failure(error), []
         del buffers
         _send(replies, reply, answers)
