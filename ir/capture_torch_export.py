@@ -35,6 +35,7 @@ _REMEDIES = (
         "register the type with torch.utils._pytree; for a KV cache pass use_cache=False",
     ),
     ("unsupported output type", "return tensors, tuples or dicts; for a KV cache pass use_cache=False"),
+    ("cache_utils.", "pass use_cache=False: a KV cache is no tensor"),
     (
         "not a known type",
         "return tensors, tuples or dicts, or register the class with torch.export.register_dataclass",
