@@ -24,8 +24,9 @@ def cache_dir() -> Path:
 
 def load(name: str, key: str) -> Any | None:
     """The value stored under `name` for exactly this `key`; None if absent, unreadable or damaged."""
+    file_name = _file_name(name, key)
     try:
-        entry = json.loads(_entry_path(name, key).read_text(encoding="utf-8"))
+        entry = json.loads((cache_dir() / file_name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, RuntimeError):
         return None
     if not isinstance(entry, dict) or entry.get("format") != _FORMAT or entry.get("key") != key:
@@ -36,8 +37,9 @@ def load(name: str, key: str) -> Any | None:
 def store(name: str, key: str, value: Any) -> bool:
     """Keep a JSON value; False if the folder cannot be written, which only costs a later probe."""
     text = json.dumps({"format": _FORMAT, "key": key, "value": value}, separators=(",", ":"), sort_keys=True)
+    file_name = _file_name(name, key)
     try:
-        path = _entry_path(name, key)
+        path = cache_dir() / file_name
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     except (OSError, RuntimeError):
@@ -53,8 +55,8 @@ def store(name: str, key: str, value: Any) -> bool:
     return True
 
 
-def _entry_path(name: str, key: str) -> Path:
+def _file_name(name: str, key: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ValueError(f"cache name {name!r}: lower-case letters, digits and hyphens only")
     digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-    return cache_dir() / f"{name}-{digest}.json"
+    return f"{name}-{digest}.json"

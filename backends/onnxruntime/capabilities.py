@@ -93,7 +93,10 @@ class Capabilities:
     def has_kernel(
         self, operator: str, dtype: str | None = None, domain: str = "", opset: int | None = None
     ) -> bool:
-        """The registry has a kernel of the operator at that opset with this type among those it takes."""
+        """The registry has a kernel of the operator at that opset with this type among those it takes.
+
+        That is necessary, not sufficient: the operator's schema may still refuse the type.
+        """
         wanted = None if dtype is None else _runtime_type(dtype)
         at = opset if opset is not None else (self.newest_opset if domain == "" else 1)
         return any(

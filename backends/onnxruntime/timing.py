@@ -76,7 +76,8 @@ def compare_latency(
     CPU time does not count what other processes take, but with several threads it would hide waiting. When
     the two sessions of the baseline differ, all is repeated with twice the pairs, `attempts` times at most.
     """
-    # Between runs a session's idle threads would spin on the cores that the next session is measured on.
+    # Threads that spin while their session is idle would take the cores on which the next one is measured; within
+    # a run they still spin, as they do for a user.
     config = {"session.force_spinning_stop": "1"} if threads > 1 else {}
     handles = []
     try:

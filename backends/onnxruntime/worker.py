@@ -117,6 +117,9 @@ def _choose_repeats(runs: Sequence[Callable[[], Any]], min_sample_ns: int) -> in
 
 
 def _sample(run: Callable[[], Any], repeats: int) -> tuple[int, int]:
+    if repeats > 1:
+        # Untimed: it brings this session's data back into the caches, whoever ran before.
+        run()
     cpu, wall = time.process_time_ns(), time.perf_counter_ns()
     for _ in range(repeats):
         run()
