@@ -26,8 +26,15 @@ from opgraft.passes.opset.conformity import check_types, fit_older_schema
 from opgraft.passes.opset.experimental import EXPERIMENTAL, WRITTEN_AT
 from opgraft.passes.opset.place import Plan, apply, detach, discard, scoped_graphs
 from opgraft.passes.opset.reviewed import is_compatible
-from opgraft.passes.opset.schemas import NEWEST_OPSET, OLDEST_TARGET, history, next_change, schema_at
-from opgraft.passes.opset.site import CannotConvertError, Site
+from opgraft.passes.opset.schemas import (
+    NEWEST_OPSET,
+    OLDEST_TARGET,
+    history,
+    newest_known,
+    next_change,
+    schema_at,
+)
+from opgraft.passes.opset.site import CannotConvertError, Scope, Site
 from opgraft.passes.opset.steps import DOWNGRADES, UPGRADES, Adapter, Results
 
 ADAPTER_MODULES = (
@@ -40,6 +47,10 @@ ADAPTER_MODULES = (
     down_spatial,
 )
 """Importing them fills the registries of `steps.py`."""
+
+
+_MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+"""What reading a node raises that does not follow its schema: a missing attribute, a value of another type."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +123,14 @@ def _plan_node(
     try:
         if start is None:
             raise CannotConvertError("the model imports no version of the default operator set")
+        if start > newest_known():
+            raise CannotConvertError("that version is newer than the installed standard")
         if schema_at(node.op_type, start) is None and not _is_experimental(node.op_type, start):
             raise CannotConvertError("the operator is not part of that version of the standard")
         nodes = walk.carry(node, start)
-    except CannotConvertError as refusal:
-        return OpsetRefusal(str(refusal), node.name or "", node.op_type, start or 0, version)
+    except (CannotConvertError, *_MALFORMED) as refusal:
+        reason = str(refusal) if isinstance(refusal, CannotConvertError) else f"malformed node: {refusal!r}"
+        return OpsetRefusal(reason, node.name or "", node.op_type, start or 0, version)
     if nodes != [node]:
         plan.replacements.append((node, nodes, [walk.current(v) for v in walk.results[node]]))
     return None
@@ -127,7 +141,7 @@ class _Walk:
 
     def __init__(self, target: int, sure: set[str], created: dict[onnx_ir.Node, None]) -> None:
         self._target = target
-        self._sure = sure
+        self._scope = Scope(sure)
         self._created = created
         self._renamed: dict[onnx_ir.Value, onnx_ir.Value] = {}
         self.results: dict[onnx_ir.Node, list[onnx_ir.Value | None]] = {}
@@ -155,7 +169,7 @@ class _Walk:
         self, node: onnx_ir.Node, at: int, at_next: int, adapter: Adapter
     ) -> list[onnx_ir.Node] | None:
         """What `adapter` makes of the node, carried on to the target; None when it leaves the node alone."""
-        site = Site(node, at, at_next, self._target, self._sure)
+        site = Site(node, at, at_next, self._target, self._scope)
         try:
             results = adapter(site)
         finally:
@@ -168,6 +182,11 @@ class _Walk:
     def _replace(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value | None]) -> None:
         values = list(results)
         self.results[node] = values
+        for index, (old, new) in enumerate(zip(node.outputs, values, strict=True)):
+            if self._scope.reads(old):
+                if new is None:
+                    raise CannotConvertError(f"output {index} has no equivalent")
+                self._scope.wanted.add(new)
         if node not in self._created:
             return  # a node of the model: its readers are rewired when the plan is applied
         for old, new in zip(node.outputs, values, strict=True):

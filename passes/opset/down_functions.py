@@ -74,14 +74,8 @@ def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int, list[str]] | 
     elif schema.has_context_dependent_function:
         version = min(schema.context_dependent_function_opset_versions)
         types = [_type_proto(site, i).SerializeToString() for i in range(len(site.node.inputs))]
-        node = onnx_ir.to_proto(site.node)
-        for i, name in enumerate(node.input):
-            node.input[i] = name or (f"input_{i}" if site.node.inputs[i] is not None else "")
-        for i, name in enumerate(node.output):
-            node.output[i] = name or f"output_{i}"
-        text = schema.get_context_dependent_function_with_opset_version(
-            version, node.SerializeToString(), types
-        )
+        node = _node_proto(site).SerializeToString()
+        text = schema.get_context_dependent_function_with_opset_version(version, node, types)
         proto.ParseFromString(text)
     else:
         return None
@@ -93,6 +87,17 @@ def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int, list[str]] | 
     del proto.output[:]
     proto.output.extend(name for name in output_names if name in made)
     return onnx_ir.from_proto(proto), int(imported), output_names
+
+
+def _node_proto(site: Site) -> Any:
+    """The node by itself, its values named by their place."""
+    import onnx
+
+    node = onnx.NodeProto(op_type=site.node.op_type)
+    node.input.extend("" if v is None else f"input_{i}" for i, v in enumerate(site.node.inputs))
+    node.output.extend(f"output_{i}" if site.is_used(i) else "" for i in range(len(site.node.outputs)))
+    node.attribute.extend(onnx_ir.to_proto(attribute) for attribute in site.node.attributes.values())
+    return node
 
 
 def _type_proto(site: Site, index: int) -> Any:

@@ -128,8 +128,8 @@ def dtype_of(value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
     for _ in range(_MAX_STEPS):
         if value is None:
             return None
-        if value.dtype is not None:
-            return value.dtype
+        if value.type is not None:
+            return value.dtype if isinstance(value.type, onnx_ir.TensorType) else None
         if value.const_value is not None:
             return value.const_value.dtype
         node = value.producer()

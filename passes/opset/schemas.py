@@ -19,6 +19,14 @@ OLDEST_TARGET = 7
 
 
 @cache
+def newest_known() -> int:
+    """The newest version of the default operator set that the installed `onnx` package describes."""
+    import onnx.defs
+
+    return int(onnx.defs.onnx_opset_version())
+
+
+@cache
 def history(op_type: str) -> tuple[int, ...]:
     """The versions of the default operator set that changed `op_type`, oldest first; empty if unknown."""
     return tuple(sorted(_all_schemas().get(op_type, {})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,20 @@ class CannotConvertError(Exception):
     """Raised by adapters: this node has no equivalent at the other version. Never leaves `convert_opset`."""
 
 
+@dataclass
+class Scope:
+    """What surrounds a node that is being converted."""
+
+    sure_parameters: set[str] = field(default_factory=set)
+    """Function parameters that every call supplies: a reference to one always yields an attribute."""
+    wanted: set[onnx_ir.Value] = field(default_factory=set)
+    """Outputs of new nodes that stand for outputs the model reads, though nothing is connected to them yet."""
+
+    def reads(self, value: onnx_ir.Value) -> bool:
+        """Whether anything reads the value."""
+        return bool(value.uses()) or value.is_graph_output() or value in self.wanted
+
+
 class Site:
     """One node on its way over one change of its operator.
 
@@ -24,17 +39,14 @@ class Site:
     the opset at which they are written, and they travel on from there.
     """
 
-    def __init__(
-        self, node: onnx_ir.Node, since: int, version: int, target: int, parameters: set[str]
-    ) -> None:
+    def __init__(self, node: onnx_ir.Node, since: int, version: int, target: int, scope: Scope) -> None:
         self.node = node
         self.since = since
         """The opset at which the node is written now."""
         self.version = version
         self.target = target
         self.emitted: list[tuple[onnx_ir.Node, int]] = []
-        self._sure_parameters = parameters
-        """Function parameters that every call supplies: a reference to one always yields an attribute."""
+        self._scope = scope
 
     # Reading
 
@@ -57,8 +69,7 @@ class Site:
         """Whether anything reads the output at `index`."""
         if index >= len(self.node.outputs):
             return False
-        output = self.node.outputs[index]
-        return bool(output.uses()) or output.is_graph_output()
+        return self._scope.reads(self.node.outputs[index])
 
     def attribute(self, name: str) -> Any:
         """The value of an attribute, or the default that the node's own version gives it."""
@@ -184,7 +195,7 @@ class Site:
 
     def _parameter(self, reference: onnx_ir.Attr, *, scalar: bool) -> onnx_ir.Value:
         parameter = str(reference.ref_attr_name)
-        if parameter not in self._sure_parameters:
+        if parameter not in self._scope.sure_parameters:
             raise CannotConvertError(f"function parameter {parameter!r} is missing in some call")
         ints = reference.type == onnx_ir.AttributeType.INTS
         if ints == scalar:

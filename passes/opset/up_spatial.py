@@ -34,8 +34,8 @@ def spell_resize_coordinates(site: Site) -> Results:
     """Resize(x, scales) -> Resize(x, , scales, asymmetric coordinates).
 
     Nearest neighbour rounded down where it enlarged an axis and up where it shrank one (the recorded outputs
-    of Resize-10 say so). Resize-11 has one rounding for all axes; where both occur, the enlarging is done first
-    and the shrinking second, which is exact since each axis is resized alone.
+    of Resize-10 say so). Resize-11 has one rounding for all axes; where both occur, the enlarging is done
+    first and the shrinking second, which is exact since each axis is resized alone.
     """
     scales, mode = site.operand(1), site.attribute("mode")
     if mode != "nearest":
