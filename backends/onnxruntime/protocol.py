@@ -214,7 +214,11 @@ def _unpack(packed: Array, n_elements: int, bits: int, *, signed: bool) -> Array
 
 
 def _pack_strings(array: Array) -> Array:
-    texts = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1).tolist()]
+    items = array.reshape(-1).tolist()
+    for item in items:
+        if not isinstance(item, (str, bytes)):
+            raise TypeError(f"an array of objects holds a {type(item).__name__}, not only strings")
+    texts = [item if isinstance(item, bytes) else item.encode() for item in items]
     lengths = np.array([len(text) for text in texts], "<i8")
     return np.frombuffer(lengths.tobytes() + b"".join(texts), np.uint8)
 
