@@ -179,7 +179,7 @@ class Runs:
 
 def run_model(model: onnx.ModelProto, data_sets: list[tuple[list[Any], list[Any]]]) -> Runs:
     """Run under ONNX Runtime with optimizations off; under onnx.reference where it has no kernel."""
-    runs = _run_onnxruntime(model, data_sets)
+    runs = run_onnxruntime(model, data_sets)
     if not runs.problem:
         return runs
     fallback = _run_reference(model, data_sets)
@@ -188,7 +188,7 @@ def run_model(model: onnx.ModelProto, data_sets: list[tuple[list[Any], list[Any]
     return fallback
 
 
-def _run_onnxruntime(model: onnx.ModelProto, data_sets: list[tuple[list[Any], list[Any]]]) -> Runs:
+def run_onnxruntime(model: onnx.ModelProto, data_sets: list[tuple[list[Any], list[Any]]]) -> Runs:
     import onnxruntime as ort
 
     runs = Runs("onnxruntime")
@@ -239,19 +239,19 @@ def difference(case: Case, runs: Runs) -> str:
     """How the outputs differ from the recorded ones; empty when they agree."""
     for number, ((_, expected), outputs) in enumerate(zip(case.data_sets, runs.outputs, strict=True)):
         for index, (want, got) in enumerate(zip(expected, outputs, strict=False)):
-            found = _compare(want, got, case.rtol, case.atol)
+            found = compare(want, got, case.rtol, case.atol)
             if found:
                 return f"set {number}, output {index}: {found}"
     return ""
 
 
-def _compare(want: Any, got: Any, rtol: float, atol: float) -> str:
+def compare(want: Any, got: Any, rtol: float, atol: float) -> str:
     if want is None or got is None:
         return "" if want is got else f"{want} against {got}"
     if isinstance(want, list | tuple):
         if len(want) != len(got):
             return f"length {len(want)} against {len(got)}"
-        return next((d for w, g in zip(want, got, strict=True) if (d := _compare(w, g, rtol, atol))), "")
+        return next((d for w, g in zip(want, got, strict=True) if (d := compare(w, g, rtol, atol))), "")
     want, got = np.asarray(want), np.asarray(got)
     if want.shape != got.shape:
         return f"shape {want.shape} against {got.shape}"

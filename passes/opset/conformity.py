@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir
 from opgraft.passes.opset.facts import dtype_of
 from opgraft.passes.opset.reviewed import AXES, NEW_VALUES
-from opgraft.passes.opset.schemas import default_of, formal_parameter, permits_type, schema_at
+from opgraft.passes.opset.schemas import default_of, formal_parameter, permits_type, schema_at, spell_type
 from opgraft.passes.opset.site import CannotConvertError, Site
 from opgraft.passes.opset.steps import Results
 
@@ -16,23 +16,33 @@ _ONE_IS_NEUTRAL = frozenset({"dilations"})
 
 
 def check_types(site: Site) -> None:
-    """Refuse when the older schema does not take the element type of an input (as far as it is known)."""
+    """Refuse when the older schema does not take the type of an input or output, as far as types are known."""
     older = schema_at(site.node.op_type, site.version)
     if older is None:
         return
     for index, value in enumerate(site.node.inputs):
-        formal = formal_parameter(older.inputs, index)
         dtype = dtype_of(value)
-        if (
-            formal is None
-            or dtype is None
-            or not isinstance(getattr(value, "type", None), onnx_ir.TensorType | None)
-        ):
-            continue
-        if not permits_type(older, formal, dtype):
-            raise CannotConvertError(
-                f"opset {site.version} does not take {dtype.name.lower()} as input {index}"
-            )
+        declared = onnx_ir.TensorType(dtype) if dtype is not None else None if value is None else value.type
+        _check_type(site, older, older.inputs, index, declared, "input")
+    for index, output in enumerate(site.node.outputs):
+        if site.node.op_type not in _OUTPUTS_RETYPED:
+            _check_type(site, older, older.outputs, index, output.type, "output")
+    for attribute in site.node.attributes.values():
+        if site.node.op_type == "If" and attribute.type == onnx_ir.AttributeType.GRAPH:
+            for index, output in enumerate(attribute.as_graph().outputs):
+                _check_type(site, older, older.outputs, index, output.type, "output")
+
+
+_OUTPUTS_RETYPED = frozenset({"Dropout"})
+"""Operators whose second output had another type before; its adapter asks whether anything reads it."""
+
+
+def _check_type(
+    site: Site, older: Any, formals: Any, index: int, declared: onnx_ir.TypeProtocol | None, place: str
+) -> None:
+    formal, text = formal_parameter(formals, index), spell_type(declared)
+    if formal is not None and text is not None and not permits_type(older, formal, text):
+        raise CannotConvertError(f"opset {site.version} has no {text} as {place} {index}")
 
 
 def fit_older_schema(site: Site) -> Results:

@@ -81,6 +81,17 @@ def _spelling() -> dict[onnx_ir.DataType, str]:
     return {dtype: text for text, dtype in type_names().items()}
 
 
+def spell_type(declared: onnx_ir.TypeProtocol | None) -> str | None:
+    """A recorded type as schemas spell it: `seq(tensor(float))`; None when it is not recorded."""
+    if isinstance(declared, onnx_ir.SequenceType | onnx_ir.OptionalType):
+        inner = spell_type(declared.elem_type)
+        kind = "seq" if isinstance(declared, onnx_ir.SequenceType) else "optional"
+        return None if inner is None else f"{kind}({inner})"
+    if not isinstance(declared, onnx_ir.TensorType) or declared.dtype == onnx_ir.DataType.UNDEFINED:
+        return None
+    return _spelling()[declared.dtype]
+
+
 def formal_parameter(formals: Sequence[Any], index: int) -> Any | None:
     """The declared parameter of actual input or output `index`; a variadic one stands for all that follow."""
     import onnx.defs
@@ -91,8 +102,7 @@ def formal_parameter(formals: Sequence[Any], index: int) -> Any | None:
     return formals[-1] if formals and formals[-1].option == variadic else None
 
 
-def permits_type(schema: Any, formal: Any, dtype: onnx_ir.DataType) -> bool:
-    """Whether the schema lets a tensor of `dtype` stand for the formal parameter."""
-    text = _spelling()[dtype]
+def permits_type(schema: Any, formal: Any, text: str) -> bool:
+    """Whether the schema lets a value of the type spelled `text` stand for the formal parameter."""
     constraint = next((c for c in schema.type_constraints if c.type_param_str == formal.type_str), None)
     return text in constraint.allowed_type_strs if constraint else text == formal.type_str
