@@ -282,3 +282,17 @@ def model_bytes(program: Program, *, inline_weights: bool = True) -> bytes:
     if program.leftover is not None:
         proto.MergeFrom(program.leftover)
     return proto.SerializeToString(deterministic=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically. Raises OutputError."""
+    temporaries: list[Path] = []
+    try:
+        with _open_temporary(path, temporaries) as file:
+            file.write(text.encode())
+        os.replace(temporaries[0], path)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)

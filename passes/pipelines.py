@@ -28,3 +28,9 @@ def simplify() -> list[Stage]:
         Group(_simplification_rules()),
         pass_class("eliminate-dead-code")(),
     ]
+
+
+@named_pipeline("optimize")
+def optimize() -> list[Stage]:
+    """The default: everything lossless that is on by default."""
+    return simplify()

@@ -1,0 +1,72 @@
+"""What a run did, as data: `report.to_json()` for machines, `cli.summary` for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from opgraft.ir.program import Program
+
+
+@dataclass
+class PassReport:
+    name: str
+    contract: str
+    n_rewrites: int
+    seconds: float
+    taken_back: str = ""
+    """Why verification or measurement took this pass back."""
+    n_regions_checked: int = 0
+
+
+@dataclass
+class LatencyReport:
+    threads: int
+    clock: str
+    before_ms: float
+    after_ms: float
+    ratio: float
+    low: float
+    high: float
+    self_ratio: float
+    noisy: bool
+
+
+@dataclass
+class Report:
+    """Everything that is said of one run; sizes in bytes."""
+
+    source: str
+    output: str = ""
+    target: str = "cpu"
+    pipeline: str = ""
+    outcome: str = "unverified"
+    outcome_reason: str = ""
+    contract: str = "exact"
+    evidence: dict[str, Any] = field(default_factory=dict)
+    passes: list[PassReport] = field(default_factory=list)
+    nodes_before: dict[str, int] = field(default_factory=dict)
+    nodes_after: dict[str, int] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    latency: list[LatencyReport] = field(default_factory=list)
+    footprint: dict[str, dict[str, float]] = field(default_factory=dict)
+    decision: str = ""
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    refuted: list[dict[str, Any]] = field(default_factory=list)
+    near_misses: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def count_nodes(program: Program) -> dict[str, int]:
+    """Nodes by operator in all scopes; operators of other domains carry their domain."""
+    counts: Counter[str] = Counter()
+    for graph in program.scopes():
+        for node in graph:
+            standard = node.domain in ("", "ai.onnx")
+            counts[node.op_type if standard else f"{node.domain}::{node.op_type}"] += 1
+    return dict(sorted(counts.items()))
