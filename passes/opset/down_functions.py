@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir
 from opgraft.passes.opset.facts import dims_of, dtype_of
 from opgraft.passes.opset.schemas import default_of, schema_at
@@ -25,6 +26,27 @@ def cast_to_known_type(site: Site) -> Results:
 def expand_group_normalization(site: Site) -> Results:
     """Version 18 had one scale per group, which cannot express one per channel."""
     return expand(site)
+
+
+@downgrade(23, "RMSNormalization")
+def expand_rms_normalization(site: Site) -> Results:
+    """x / sqrt(mean(x^2) + epsilon) * scale; the standard's own body computes the axes at run time."""
+    dtype, stash = site.dtype(), onnx_ir.DataType(int(site.attribute("stash_type")))
+    if dtype is None:
+        raise CannotConvertError("the element type is not recorded; run shape inference first")
+    if site.dtype(1) not in (None, dtype):
+        raise CannotConvertError("the scale is of another element type than the data")
+    axis = int(site.attribute("axis"))
+    axes = list(range(axis, 0)) if axis < 0 else list(range(axis - site.known_rank(), 0))
+    x = site.operand(0) if dtype == stash else site.emit_one("Cast", (site.operand(0),), {"to": int(stash)})
+    square = site.emit_one("Mul", (x, x))
+    mean = site.emit_one("ReduceMean", (square, site.literal(axes)))
+    epsilon = site.literal(np.array(site.attribute("epsilon"), dtype=np.float32).astype(stash.numpy()))
+    norm = site.emit_one("Sqrt", (site.emit_one("Add", (mean, epsilon)),))
+    normal = site.emit_one("Div", (x, norm))
+    if dtype != stash:
+        normal = site.emit_one("Cast", (normal,), {"to": int(dtype)})
+    return [site.emit_one("Mul", (normal, site.operand(1)))]
 
 
 def expand(site: Site) -> Results:

@@ -77,7 +77,7 @@ def slice_bounds_to_attributes(site: Site) -> Results:
     if axes is not None and any(a < 0 for a in axes):
         rank = site.known_rank()
         lists["axes"] = [a + rank if a < 0 else a for a in axes]
-    return site.again((site.operand(0),), **lists)
+    return site.again((site.operand(0),), starts=lists["starts"], ends=lists["ends"], axes=lists["axes"])
 
 
 @downgrade(18, "Pad")
@@ -114,7 +114,7 @@ def clip_bounds_to_attributes(site: Site) -> Results:
             bounds[name] = float(array.item())
             if np.float32(bounds[name]) != bounds[name] and not np.isnan(bounds[name]):
                 raise CannotConvertError(f"`{name}` is no float32 number")
-    return site.again((site.operand(0),), **bounds)
+    return site.again((site.operand(0),), min=bounds["min"], max=bounds["max"])
 
 
 @downgrade(12, "Dropout")

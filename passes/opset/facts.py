@@ -154,6 +154,11 @@ def _dtype_from_attributes(node: onnx_ir.Node) -> onnx_ir.DataType | None:
         attribute = node.attributes.get(name)
         if attribute is not None and not attribute.is_ref() and attribute.type == onnx_ir.AttributeType.INT:
             return onnx_ir.DataType(attribute.as_int()) if attribute.as_int() else None
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        if fill is None:
+            return onnx_ir.DataType.FLOAT
+        return None if fill.is_ref() else fill.as_tensor().dtype
     if node.op_type == "Constant":
         tensor = onnx_ir.convenience.get_const_tensor(node.outputs[0])
         return None if tensor is None else tensor.dtype
@@ -171,11 +176,16 @@ def _dtype_from_schema(node: onnx_ir.Node, value: onnx_ir.Value) -> onnx_ir.Data
         return None
     if formal.type_str in type_names():
         return type_names()[formal.type_str]
-    for i, candidate in enumerate(node.inputs):
-        declared = formal_parameter(schema.inputs, i)
-        if candidate is not None and declared is not None and declared.type_str == formal.type_str:
-            heterogeneous = not declared.is_homogeneous
-            return None if heterogeneous else candidate
+    sharing = [
+        candidate
+        for i, candidate in enumerate(node.inputs)
+        if candidate is not None
+        and (declared := formal_parameter(schema.inputs, i)) is not None
+        and declared.type_str == formal.type_str
+        and declared.is_homogeneous
+    ]
+    if sharing:
+        return next((v for v in sharing if v.type is not None), sharing[0])
     constraint = next((c for c in schema.type_constraints if c.type_param_str == formal.type_str), None)
     if constraint is not None and len(constraint.allowed_type_strs) == 1:
         return type_names().get(constraint.allowed_type_strs[0])

@@ -24,7 +24,8 @@ def scoped_graphs(
     model: onnx_ir.Model,
 ) -> Iterator[tuple[onnx_ir.Graph | onnx_ir.Function, onnx_ir.Graph, int | None]]:
     """Every graph with the graph or function whose operator set it uses, and that version."""
-    for scope in (model.graph, *model.functions.values()):
+    scopes: list[onnx_ir.Graph | onnx_ir.Function] = [model.graph, *model.functions.values()]
+    for scope in scopes:
         top = scope.graph if isinstance(scope, onnx_ir.Function) else scope
         default = default_version(scope.opset_imports)
         yield scope, top, default
