@@ -24,7 +24,8 @@ def _parameters() -> list[object]:
 
 @pytest.mark.parametrize("golden", _parameters())
 def test_golden(golden: Golden, request: pytest.FixtureRequest) -> None:
-    again = f"\nagain: pytest 'tests/test_goldens.py::test_golden[{golden.label}]'   (--update-goldens accepts the text)"
+    name = f"tests/test_goldens.py::test_golden[{golden.label}]"
+    again = f"\nagain: pytest '{name}'   (--update-goldens accepts the text)"
     result = apply_pass(golden)
     if golden.kind == "near miss":
         assert not result.context.rewrites, f"the pass rewrote {result.context.rewrites[0].site}{again}"
