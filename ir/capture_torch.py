@@ -21,6 +21,7 @@ from opgraft.ir.capture_torch_dims import (
     complete_dynamic_shapes,
     declared_dims,
     name_symbolic_dims,
+    separate_aliases,
 )
 from opgraft.ir.capture_torch_export import export_program, translate_program, unit_size_warnings
 from opgraft.ir.capture_torch_names import (
@@ -190,6 +191,7 @@ def _open_program(
 
 def _open_module(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], dynamic_shapes: Any) -> _Source:
     args = _as_arguments(module, args, kwargs)
+    args, kwargs = separate_aliases(args, kwargs)
     bind_call(module, args, kwargs)
     warnings = []
     if any(part.training for part in module.modules()):

@@ -126,6 +126,25 @@ def double_unit_dims(leaves: Sequence[Any], declared: Sequence[DeclaredDim]) -> 
     return doubled
 
 
+def separate_aliases(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same examples with every tensor an object of its own.
+
+    torch.export (2.13) traces one tensor given for two arguments as one input: the model then silently ignores one.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    leaves, spec = _pytree.tree_flatten((args, kwargs))
+    seen: set[int] = set()
+    for position, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor):
+            if id(leaf) in seen:
+                leaves[position] = leaf.clone()
+            seen.add(id(leaf))
+    separated: tuple[tuple[Any, ...], dict[str, Any]] = _pytree.tree_unflatten(leaves, spec)
+    return separated
+
+
 def name_symbolic_dims(
     model: ir.Model, declared: Sequence[DeclaredDim], input_of_leaf: Mapping[int, ir.Value]
 ) -> list[str]:

@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 ort = pytest.importorskip("onnxruntime")
 
+from opgraft.backends.onnxruntime.executor import run_once  # noqa: E402
 from opgraft.ir.capture_torch import TorchCapture, capture_torch, load_torch_file  # noqa: E402
 from opgraft.ir.errors import InputError, UsageError  # noqa: E402
 from opgraft.ir.normalize_export import normalize_export, strip_debug_info  # noqa: E402
@@ -644,3 +645,15 @@ def test_without_torch_the_install_line_is_given() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.strip() == "torch is not installed (pip install 'opgraft[torch]')"
+
+
+def test_one_tensor_given_for_two_arguments_is_two_inputs() -> None:
+    class Weighted(torch.nn.Module):
+        def forward(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            return values * 2.0 - weights
+
+    both = torch.ones(2, 3)
+    capture = capture_torch(Weighted(), (both, both))
+    inputs = {"values": np.full((2, 3), 5.0, np.float32), "weights": np.full((2, 3), 1.0, np.float32)}
+    outputs = run_once(ir.to_proto(capture.model).SerializeToString(), inputs)
+    np.testing.assert_array_equal(next(iter(outputs.values())), np.full((2, 3), 9.0, np.float32))
