@@ -181,3 +181,11 @@ def check_single_use(value: onnx_ir.Value | None, user: onnx_ir.Node) -> NoMatch
     if value is None or value.is_graph_output() or any(use.node is not user for use in value.uses()):
         return NoMatch("the result before it has other users", value)
     return None
+
+
+def check_literal(node: onnx_ir.Node) -> NoMatch | None:
+    """Whether all attributes are known here: in a function they may be parameters of it."""
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return NoMatch("attribute {!r} is a parameter of the function", node, name)
+    return None

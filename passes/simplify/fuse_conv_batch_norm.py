@@ -14,6 +14,7 @@ from opgraft.passes._weights import (
     ROUNDABLE,
     channel_bias,
     check_factors,
+    check_literal,
     check_single_use,
     dims_of,
     float_attribute,
@@ -69,6 +70,9 @@ class _Layer:
 
 
 def _check_inference(node: onnx_ir.Node) -> NoMatch | None:
+    refused = check_literal(node)
+    if refused is not None:
+        return refused
     if int_attribute(node, "training_mode", 0):
         return NoMatch("the normalization is in training mode", node)
     if not int_attribute(node, "spatial", 1):
@@ -102,6 +106,9 @@ def _describe_layer(node: onnx_ir.Node, added: onnx_ir.Value | None, norm: onnx_
     weight = constant_tensor(node.inputs[1])
     if weight is None:
         return NoMatch("the weight is computed", node)
+    refused = check_literal(node)
+    if refused is not None:
+        return refused
     if weight.dtype not in ROUNDABLE:
         return NoMatch("weights of type {} would be rounded once more", node, weight.dtype.name)
     if is_op(node, "MatMul"):
