@@ -5,8 +5,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+# Name -> module, imported at the first use: `import opgraft` costs nothing.
 _PUBLIC = {
+    "Contract": "opgraft.passes._pass",
+    "Group": "opgraft.passes._pipeline",
+    "InputError": "opgraft.ir.errors",
+    "NoMatch": "opgraft.passes._pass",
+    "NodePass": "opgraft.passes._worklist",
     "OpgraftError": "opgraft.ir.errors",
+    "Options": "opgraft.cli.driver",
+    "Pass": "opgraft.passes._pass",
+    "PassContext": "opgraft.passes._pass",
+    "PatternPass": "opgraft.passes._pattern",
+    "Pipeline": "opgraft.passes._pipeline",
+    "Program": "opgraft.ir.program",
+    "Target": "opgraft.ir.target",
+    "UsageError": "opgraft.ir.errors",
+    "capture": "opgraft.ir.capture",
+    "optimize": "opgraft.cli.api",
+    "save": "opgraft.ir.save",
+    "verify": "opgraft.cli.api",
 }
 
 __all__ = sorted(_PUBLIC)
