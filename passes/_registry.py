@@ -27,7 +27,7 @@ def builtin_modules() -> dict[str, str]:
     }
 
 
-PASS_FOLDERS = ("simplify", "canonicalize")
+PASS_FOLDERS = ("simplify", "canonicalize", "lower")
 
 
 def known_passes() -> list[str]:

@@ -1,0 +1,1 @@
+"""One form for each thing: what later passes need not tell apart."""

@@ -1,0 +1,1 @@
+"""From the canonical form to what a target runs best."""
