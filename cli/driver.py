@@ -38,7 +38,8 @@ Progress = Callable[[str], AbstractContextManager[Any]]
 class Options:
     """How to run; the command line's options have the same names."""
 
-    passes: str = DEFAULT_PIPELINE
+    passes: str | Pipeline = DEFAULT_PIPELINE
+    """Pipeline text or an object."""
     target: str = "cpu"
     verify: Verify = "final"
     measure: bool = True
@@ -77,8 +78,9 @@ class Driver:
     def __init__(self, source: str | Path | Program, options: Options, progress: Progress | None = None) -> None:
         self.options = options
         self.progress: Progress = progress or (lambda _: nullcontext())
-        self.pipeline = Pipeline.parse(options.decisions.pipeline if options.decisions else options.passes)
-        self.pipeline.instruments = list(options.instruments)
+        wanted = options.decisions.pipeline if options.decisions else options.passes
+        self.pipeline = wanted if isinstance(wanted, Pipeline) else Pipeline.parse(wanted)
+        self.pipeline.instruments = [*self.pipeline.instruments, *options.instruments]
         from opgraft.ir.target import Target
 
         self.target = Target.load(options.target)
@@ -87,7 +89,7 @@ class Driver:
             self._source = source
             self.original = source if isinstance(source, Program) else capture_onnx(source)
         self.report = Report(
-            source=str(self.original.path or "program"), target=options.target, pipeline=options.passes
+            source=str(self.original.path or "program"), target=options.target, pipeline=str(self.pipeline)
         )
         self.report.notes += self.original.notes
         self.report.seconds["capture"] = time.perf_counter() - start

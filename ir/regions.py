@@ -261,7 +261,8 @@ def _copy_node(
         num_outputs=len(node.outputs),
     )
     for old, new in zip(node.outputs, copy.outputs, strict=True):
-        new.name = f"v_{id(old)}" if old.name or old.uses() else ""
+        # An omitted output is named ""; one that a rewrite has just made has no name yet.
+        new.name = "" if old.name == "" and not old.uses() else f"v_{id(old)}"
         new.type, new.shape = old.type, old.shape
         mapping[old] = new
     return copy

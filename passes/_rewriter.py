@@ -57,9 +57,11 @@ class Rewriter:
 
         return make
 
-    def constant(self, array: np.ndarray | onnx_ir.TensorProtocol, hint: str = "constant") -> onnx_ir.Value:
+    def constant(
+        self, array: np.ndarray | np.generic | onnx_ir.TensorProtocol, hint: str = "constant"
+    ) -> onnx_ir.Value:
         """A new initializer. Never an edit of an old one: exporters share initializers between strangers."""
-        tensor = onnx_ir.tensor(array) if isinstance(array, np.ndarray) else array
+        tensor = onnx_ir.tensor(np.asarray(array)) if isinstance(array, (np.ndarray, np.generic)) else array
         value = onnx_ir.Value(
             name=hint,
             type=onnx_ir.TensorType(tensor.dtype),
