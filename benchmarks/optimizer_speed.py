@@ -1,4 +1,4 @@
-"""How long optimizers take, as whole processes, imports included: ours without verification and measurement, and the peers.
+"""Wall time of optimizers as whole processes, imports included: ours (no verification, no measurement) and the peers.
 
     python benchmarks/optimizer_speed.py [--models FOLDER] [--pairs 15] [--only NAME ...] [--time-limit 200]
 
@@ -24,8 +24,10 @@ from models import MODELS, model_path
 from opgraft.backends.measure import paired_ratio
 
 TOOLS = {
-    "opgraft": [sys.executable, "-m", "opgraft.cli.main", "{input}", "-o", "{output}", "--force", "--quiet"]
-    + ["--verify", "off", "--no-measure"],
+    "opgraft": [
+        *(sys.executable, "-m", "opgraft.cli.main", "{input}", "-o", "{output}", "--force", "--quiet"),
+        *("--verify", "off", "--no-measure"),
+    ],
     "onnxslim": "import onnx, onnxslim; onnx.save(onnxslim.slim(onnx.load(i)), o)",
     "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(onnx.load(i))[0], o)",
     "onnxscript": "import onnx, onnxscript.optimizer as q; onnx.save(q.optimize(onnx.load(i)), o)",
