@@ -101,8 +101,8 @@ def main() -> None:
             tensor_bytes = make_model(source, with_batch_norm=with_batch_norm)
             os.sync()
             for _ in range(arguments.runs):
-                command = [sys.executable, "-m", "opgraft.cli.main", str(source), "-o", str(output), "--force", "--quiet"]
-                seconds, peak = run_and_watch([*command, "--verify", "off", "--no-measure"])
+                words = ["-m", "opgraft.cli.main", str(source), "-o", str(output), "--force", "--quiet"]
+                seconds, peak = run_and_watch([sys.executable, *words, "--verify", "off", "--no-measure"])
                 size = output.with_name("out.onnx.data").stat().st_size
                 nodes = len(onnx.load(output, load_external_data=False).graph.node)
                 print(
