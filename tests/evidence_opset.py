@@ -36,8 +36,9 @@ RANDOM_LIKE = RANDOM | {"RandomUniformLike"}
 FAILURES = ("differs", "only the converted model fails", "error")
 
 
-def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("onnx", "onnx_ir", "onnxruntime", "opgraft")}
+def versions() -> str:
+    names = ("onnx", "onnx_ir", "onnxruntime", "opgraft")
+    return " ".join(f"{name}-{importlib.metadata.version(name)}" for name in names)
 
 
 def examine(case: backend.Case, target: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def examine(case: backend.Case, target: int) -> dict[str, Any]:
     model = backend.to_ir(case.model)
     refusals = convert_opset(model, target)
     if refusals:
-        return row | {"outcome": "refused", "detail": str(refusals[0])}
+        return row | {"outcome": "refused", "detail": str(refusals[0])[:200]}
     converted = onnx_ir.to_proto(model)
     runs = backend.run_model(converted, case.data_sets)
     row["executor"] = runs.executor
@@ -69,13 +70,13 @@ def _beside_original(case: backend.Case, runs: backend.Runs, found: str) -> dict
     original = backend.run_model(case.model, case.data_sets)
     if runs.problem:
         outcome = "no executor" if original.problem else "only the converted model fails"
-        return {"outcome": outcome, "detail": found[:400]}
+        return {"outcome": outcome, "detail": found[:200]}
     if not original.problem and not backend.difference(case, original):
         return {"outcome": "differs", "detail": found}
     if _is_random(case):
         return {"outcome": "random", "detail": found}
     if original.problem:
-        return {"outcome": "original does not run", "detail": f"{found}; original: {original.problem}"[:400]}
+        return {"outcome": "original does not run", "detail": f"{found}; original: {original.problem}"[:200]}
     same = all(
         not backend.compare(want, got, 0, 0)
         for wants, gots in zip(original.outputs, runs.outputs, strict=True)
@@ -148,7 +149,7 @@ def run(output: Path, wheels: Path | None) -> list[dict[str, Any]]:
                 row = examine(case, target)
             except Exception as problem:  # noqa: BLE001 - a row must say so, and the run must go on
                 row = {"source": case.source, "case": case.name, "opset": case.opset, "target": target}
-                row |= {"outcome": "error", "detail": repr(problem)[:400]}
+                row |= {"outcome": "error", "detail": repr(problem)[:200]}
             row["versions"] = current
             rows[case.source, case.name, target] = row
             print(json.dumps(row), file=sink, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir
-from opgraft.passes.opset.facts import dtype_of
 from opgraft.passes.opset.reviewed import AXES, NEW_VALUES
 from opgraft.passes.opset.schemas import default_of, formal_parameter, permits_type, schema_at, spell_type
 from opgraft.passes.opset.site import CannotConvertError, Site
@@ -21,7 +20,7 @@ def check_types(site: Site) -> None:
     if older is None:
         return
     for index, value in enumerate(site.node.inputs):
-        dtype = dtype_of(value)
+        dtype = site.facts.dtype_of(value)
         declared = onnx_ir.TensorType(dtype) if dtype is not None else None if value is None else value.type
         _check_type(site, older, older.inputs, index, declared, "input")
     for index, output in enumerate(site.node.outputs):

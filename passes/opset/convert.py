@@ -24,6 +24,7 @@ from opgraft.passes.opset import (
 )
 from opgraft.passes.opset.conformity import check_types, fit_older_schema
 from opgraft.passes.opset.experimental import EXPERIMENTAL, WRITTEN_AT
+from opgraft.passes.opset.facts import Facts
 from opgraft.passes.opset.place import Plan, apply, detach, discard, scoped_graphs
 from opgraft.passes.opset.reviewed import is_compatible
 from opgraft.passes.opset.schemas import (
@@ -82,14 +83,14 @@ def convert_opset(model: onnx_ir.Model, version: int) -> list[OpsetRefusal]:
         raise UsageError(
             f"cannot convert to opset {version}", remedy=f"choose {OLDEST_TARGET} to {NEWEST_OPSET}"
         )
-    plan, refusals = Plan(), list[OpsetRefusal]()
+    plan, refusals, facts = Plan(), list[OpsetRefusal](), Facts()
     calls = _parameters_of_calls(model)
     for scope, graph, default in scoped_graphs(model):
         sure = calls.get(scope.identifier(), set()) if isinstance(scope, onnx_ir.Function) else set()
         for node in graph:
             start = default if node.version is None else node.version
             if node.domain == "" and node.op_identifier() not in model.functions:
-                refusal = _plan_node(plan, node, start, version, sure)
+                refusal = _plan_node(plan, node, start, version, Scope(sure, facts))
                 refusals.extend([refusal] if refusal is not None else [])
     if refusals:
         discard(plan)
@@ -117,9 +118,9 @@ def _parameters_of_calls(model: onnx_ir.Model) -> dict[onnx_ir.OperatorIdentifie
 
 
 def _plan_node(
-    plan: Plan, node: onnx_ir.Node, start: int | None, version: int, sure: set[str]
+    plan: Plan, node: onnx_ir.Node, start: int | None, version: int, scope: Scope
 ) -> OpsetRefusal | None:
-    walk = _Walk(version, sure, plan.created)
+    walk = _Walk(version, scope, plan.created)
     try:
         if start is None:
             raise CannotConvertError("the model imports no version of the default operator set")
@@ -139,9 +140,9 @@ def _plan_node(
 class _Walk:
     """Takes one node of the model, and the nodes emitted for it, to the target version."""
 
-    def __init__(self, target: int, sure: set[str], created: dict[onnx_ir.Node, None]) -> None:
+    def __init__(self, target: int, scope: Scope, created: dict[onnx_ir.Node, None]) -> None:
         self._target = target
-        self._scope = Scope(sure)
+        self._scope = scope
         self._created = created
         self._renamed: dict[onnx_ir.Value, onnx_ir.Value] = {}
         self.results: dict[onnx_ir.Node, list[onnx_ir.Value | None]] = {}

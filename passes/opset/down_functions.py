@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from opgraft.passes.opset.facts import dims_of, dtype_of
 from opgraft.passes.opset.schemas import default_of, schema_at
 from opgraft.passes.opset.site import CannotConvertError, Site
 from opgraft.passes.opset.steps import Results, downgrade
@@ -128,12 +127,12 @@ def _type_proto(site: Site, index: int) -> Any:
     value = site.input(index)
     if value is None:
         return onnx.TypeProto()
-    dtype = dtype_of(value)
+    dtype = site.facts.dtype_of(value)
     if dtype is None:
         raise CannotConvertError(
             f"the element type of input {index} is not recorded; run shape inference first"
         )
-    return onnx.helper.make_tensor_type_proto(int(dtype), dims_of(value))
+    return onnx.helper.make_tensor_type_proto(int(dtype), site.facts.dims_of(value))
 
 
 def _actual_attributes(site: Site, schema: Any) -> Mapping[str, onnx_ir.Attr]:

@@ -123,30 +123,71 @@ def constant_of(value: onnx_ir.Value | None) -> np.ndarray | None:
     return None if tensor is None or any(a.is_ref() for a in node.attributes.values()) else tensor.numpy()
 
 
-def dtype_of(value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
-    """The element type of a tensor value: recorded, or inferred from its producer's schema."""
-    for _ in range(_MAX_STEPS):
-        if value is None:
-            return None
-        if value.type is not None:
-            return value.dtype if isinstance(value.type, onnx_ir.TensorType) else None
-        if value.const_value is not None:
-            return value.const_value.dtype
-        node = value.producer()
-        if node is None or node.domain != "":
-            return None
-        known = _dtype_from_attributes(node)
-        if known is not None:
-            return known
-        follow = _dtype_from_schema(node, value)
-        if isinstance(follow, onnx_ir.DataType):
-            return follow
-        value = follow
-    return None
+class Facts:
+    """Element types and dims of values, each looked up once: planning changes neither.
+
+    Both follow producers upwards, along chains that may be as long as the model.
+    """
+
+    def __init__(self) -> None:
+        self._dtypes: dict[onnx_ir.Value, onnx_ir.DataType | None] = {}
+        self._dims: dict[onnx_ir.Value, list[int | None] | None] = {}
+
+    def dtype_of(self, value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
+        """The element type of a tensor value: recorded, or inferred from its producer's schema."""
+        path: list[onnx_ir.Value] = []
+        found: onnx_ir.DataType | None = None
+        while value is not None:
+            if value in self._dtypes:
+                found = self._dtypes[value]
+                break
+            path.append(value)
+            self._dtypes[value] = None  # ends the walk should the graph be cyclic
+            step = _dtype_or_source(value)
+            if isinstance(step, onnx_ir.DataType):
+                found = step
+                break
+            value = step
+        self._dtypes.update(dict.fromkeys(path, found))
+        return found
+
+    def dims_of(self, value: onnx_ir.Value | None) -> list[int | None] | None:
+        """The dims of a value, None for a dynamic one; None when not even the rank is known."""
+        path: list[tuple[onnx_ir.Value, bool]] = []
+        found: list[int | None] | None = None
+        while value is not None:
+            if value in self._dims:
+                found = self._dims[value]
+                break
+            self._dims[value] = None  # as above
+            found = _recorded_dims(value)
+            if found is not None:
+                self._dims[value] = found
+                break
+            source, same_shape = _dims_source(value)
+            path.append((value, same_shape))
+            value = source
+        for passed, same_shape in reversed(path):
+            found = found if same_shape or found is None else [None] * len(found)
+            self._dims[passed] = found
+        return found
+
+    def rank_of(self, value: onnx_ir.Value | None) -> int | None:
+        """The number of dims of a value, when known."""
+        dims = self.dims_of(value)
+        return None if dims is None else len(dims)
 
 
-_MAX_STEPS = 10_000
-"""Nodes followed upwards before giving up: bounds the cost per query, and cyclic graphs."""
+def _dtype_or_source(value: onnx_ir.Value) -> onnx_ir.DataType | onnx_ir.Value | None:
+    """The element type of a value, or another value that has the same."""
+    if value.type is not None:
+        return value.dtype if isinstance(value.type, onnx_ir.TensorType) else None
+    if value.const_value is not None:
+        return value.const_value.dtype
+    node = value.producer()
+    if node is None or node.domain != "":
+        return None
+    return _dtype_from_attributes(node) or _dtype_from_schema(node, value)
 
 
 def _dtype_from_attributes(node: onnx_ir.Node) -> onnx_ir.DataType | None:
@@ -192,23 +233,14 @@ def _dtype_from_schema(node: onnx_ir.Node, value: onnx_ir.Value) -> onnx_ir.Data
     return None
 
 
-def dims_of(value: onnx_ir.Value | None) -> list[int | None] | None:
-    """The dims of a value, None for a dynamic one; None when not even the rank is known."""
-    exact = True
-    for _ in range(_MAX_STEPS):
-        if value is None:
-            return None
-        dims = _recorded_dims(value)
-        if dims is not None:
-            return dims if exact else [None] * len(dims)
-        node = value.producer()
-        if node is None or node.domain != "" or not node.inputs or value.index() != 0:
-            return None
-        if node.op_type not in _SAME_SHAPE and node.op_type not in _SAME_RANK:
-            return None
-        exact = exact and node.op_type in _SAME_SHAPE
-        value = node.inputs[0]
-    return None
+def _dims_source(value: onnx_ir.Value) -> tuple[onnx_ir.Value | None, bool]:
+    """The value whose dims the producer keeps, and whether it keeps more than their number."""
+    node = value.producer()
+    if node is None or node.domain != "" or not node.inputs or value.index() != 0:
+        return None, False
+    if node.op_type not in _SAME_SHAPE and node.op_type not in _SAME_RANK:
+        return None, False
+    return node.inputs[0], node.op_type in _SAME_SHAPE
 
 
 def _recorded_dims(value: onnx_ir.Value) -> list[int | None] | None:
@@ -217,9 +249,3 @@ def _recorded_dims(value: onnx_ir.Value) -> list[int | None] | None:
     if value.const_value is not None:
         return list(value.const_value.shape.numpy())
     return None
-
-
-def rank_of(value: onnx_ir.Value | None) -> int | None:
-    """The number of dims of a value, when known."""
-    dims = dims_of(value)
-    return None if dims is None else len(dims)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from opgraft.passes.opset.facts import constant_of, dims_of, dtype_of, rank_of
+from opgraft.passes.opset.facts import Facts, constant_of
 from opgraft.passes.opset.schemas import default_of, schema_at
 
 Inputs = Sequence[onnx_ir.Value | None]
@@ -24,6 +24,7 @@ class Scope:
 
     sure_parameters: set[str] = field(default_factory=set)
     """Function parameters that every call supplies: a reference to one always yields an attribute."""
+    facts: Facts = field(default_factory=Facts)
     wanted: set[onnx_ir.Value] = field(default_factory=set)
     """Outputs of new nodes that stand for outputs the model reads, though nothing is connected to them yet."""
 
@@ -47,6 +48,7 @@ class Site:
         self.target = target
         self.emitted: list[tuple[onnx_ir.Node, int]] = []
         self._scope = scope
+        self.facts = scope.facts
 
     # Reading
 
@@ -93,7 +95,7 @@ class Site:
         return array
 
     def rank(self, index: int = 0) -> int | None:
-        return rank_of(self.input(index))
+        return self.facts.rank_of(self.input(index))
 
     def known_rank(self, index: int = 0) -> int:
         rank = self.rank(index)
@@ -102,10 +104,10 @@ class Site:
         return rank
 
     def dims(self, index: int = 0) -> list[int | None] | None:
-        return dims_of(self.input(index))
+        return self.facts.dims_of(self.input(index))
 
     def dtype(self, index: int = 0) -> onnx_ir.DataType | None:
-        return dtype_of(self.input(index))
+        return self.facts.dtype_of(self.input(index))
 
     # Emitting
 
@@ -206,7 +208,7 @@ class Site:
 
     def shape_of(self, value: onnx_ir.Value) -> onnx_ir.Value:
         """The shape of `value`: a constant when it is static, else computed. [rank], int64."""
-        dims = dims_of(value)
+        dims = self.facts.dims_of(value)
         if dims is not None and all(d is not None for d in dims):
             return self.literal(np.array(dims, dtype=np.int64))
         return self.emit_one("Shape", (value,))
