@@ -101,7 +101,7 @@ def max_abs_error(left: Any, right: Any) -> float:
     odd = ~finite & ~((x == y) | (np.isnan(x) & np.isnan(y)))
     if odd.any():
         return np.inf
-    return float(np.abs(x - y)[finite].max()) if finite.any() else 0.0
+    return float(np.abs(x[finite] - y[finite]).max()) if finite.any() else 0.0
 
 
 def float32_error(original: Outputs, float64: Outputs) -> dict[str, float]:
