@@ -111,9 +111,7 @@ def _live_ranges(graph: GraphLike, steps: tuple[ir.Node, ...]) -> tuple[LiveRang
             if value in first:
                 last[value] = max(last[value], step)
             elif value in made_here and not is_constant(value):
-                raise InputError(
-                    f"value {value.name!r} is read before it is made", where=f"node {node.name!r}"
-                )
+                raise InputError(f"value {value.name!r} is read before it is made", where=f"node {node.name!r}")
         for value in node.outputs:
             if value.name and not is_constant(value):
                 first[value] = last[value] = step
