@@ -1,0 +1,47 @@
+"""Merge transposes of transposes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir
+from opgraft.passes._pass import Contract, NoMatch, PassContext, Replacement
+from opgraft.passes._rewriter import Rewriter, can_stand_for
+from opgraft.passes._worklist import NodePass
+from opgraft.passes.simplify._extents import rank_of
+from opgraft.passes.simplify._operands import ints_attribute, producer
+
+
+@dataclass(frozen=True)
+class ComposeTransposes(NodePass):
+    """Transpose(Transpose(x, p), q) -> Transpose(x, p[q]), or x"""
+
+    contract: ClassVar[Contract] = Contract.EXACT
+    roots: ClassVar[tuple[str, ...]] = ("Transpose",)
+
+    def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
+        inner = producer(node.inputs[0], node.graph, "Transpose")
+        value = inner.inputs[0] if inner is not None else None
+        if inner is None or value is None:
+            return NoMatch("the operand is not transposed", node)
+        first, second = permutation(inner), permutation(node)
+        if first is None and second is not None and "perm" not in inner.attributes:
+            first = list(range(len(second)))[::-1]
+        if second is None and first is not None and "perm" not in node.attributes:
+            second = list(range(len(first)))[::-1]
+        if first is None or second is None or len(first) != len(second):
+            return NoMatch("a permutation is not known", node)
+        both = [first[i] for i in second]
+        if both == list(range(len(both))):
+            refused = can_stand_for(value, node.outputs[0])
+            return refused if refused is not None else [value]
+        return [op.Transpose(value, perm=both)]
+
+
+def permutation(node: onnx_ir.Node) -> list[int] | None:
+    """The permutation of a Transpose; without the attribute the axes are reversed, which needs the rank."""
+    if "perm" in node.attributes:
+        return ints_attribute(node, "perm")
+    rank = rank_of(node.inputs[0])
+    return list(range(rank))[::-1] if rank is not None else None
