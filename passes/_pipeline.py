@@ -133,7 +133,7 @@ def _run_stage(stage: Stage, program: Program, context: PassContext) -> int:
     return count
 
 
-_TOKEN = re.compile(r"\s*([a-z0-9][a-z0-9-]*|[(),{}=]|[^\s(),{}=]+)")
+_TOKEN = re.compile(r"\s*([(),{}=]|[^\s(),{}=]+)")
 
 NAMED: dict[str, Callable[[], Iterable[Stage]]] = {}
 

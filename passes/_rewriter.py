@@ -65,8 +65,8 @@ class Rewriter:
         value = onnx_ir.Value(
             name=hint,
             type=onnx_ir.TensorType(tensor.dtype),
-            shape=tensor.shape,
-            const_value=tensor,  # type: ignore[arg-type]
+            shape=onnx_ir.Shape(d for d in tensor.shape if isinstance(d, int)),
+            const_value=tensor,
         )
         self.initializers.append(value)
         return value
@@ -123,9 +123,10 @@ def apply(rewriter: Rewriter, replacements: Sequence[onnx_ir.Value], names: Name
             graph.register_initializer(value)
     base = next((o.name for o in root.outputs if o.name), root.op_type)
     for node in rewriter.nodes:
-        node.name = names.fresh(root.name or base or node.op_type)
+        node.name = names.fresh(node.name or root.name or base or node.op_type)
         for output in node.outputs:
-            output.name = names.fresh(f"{base}_{node.op_type.lower()}")
+            if output.name != "":  # an output that is left out stays so
+                output.name = names.fresh(output.name or f"{base}_{node.op_type.lower()}")
     graph.insert_before(root, nodes)
     changed: list[onnx_ir.Node] = nodes
     changed += _replace_outputs(root, replacements, graph, rewriter, names)
@@ -162,7 +163,7 @@ def _replace_outputs(
             value.type = old.type
         is_output = old.is_graph_output()
         if not is_output:
-            if value in new and old.name:
+            if value in new and old.name and not value.is_graph_output():
                 value.name, old.name = old.name, None
             old.replace_all_uses_with(value)
             continue
