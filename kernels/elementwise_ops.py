@@ -1,4 +1,4 @@
-"""The elementwise operators a fused kernel can hold: for each one its NumPy reference and its TIR lowering."""
+"""The elementwise operators a fused kernel can hold: a NumPy reference and a TIR lowering for each."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def _unary(reference: Callable[[Array], Array], emit: Callable[[Lanes, str], str
     return ElementwiseOp(lambda x, _: reference(_present(x[0])), lambda lanes, x, _: emit(lanes, _text(x[0])))
 
 
-def _scaled(
-    reference: Callable[..., Array], emit: Callable[..., str], **defaults: Attribute
-) -> ElementwiseOp:
+def _scaled(reference: Callable[..., Array], emit: Callable[..., str], **defaults: Attribute) -> ElementwiseOp:
     return ElementwiseOp(
         lambda x, attributes: reference(_present(x[0]), **attributes),
         lambda lanes, x, attributes: emit(lanes, _text(x[0]), **attributes),
@@ -61,9 +59,7 @@ def _binary(symbol: str, reference: Callable[[Array, Array], Array]) -> Elementw
     )
 
 
-def _folded(
-    reference: Callable[[Array, Array], Array], emit: Callable[[Lanes, str, str], str]
-) -> ElementwiseOp:
+def _folded(reference: Callable[[Array, Array], Array], emit: Callable[[Lanes, str, str], str]) -> ElementwiseOp:
     def refer(x: Sequence[Array | None], _: Attributes) -> Array:
         total = _present(x[0])
         for other in x[1:]:
@@ -184,9 +180,7 @@ OPS: Mapping[str, ElementwiseOp] = {
     "Tanh": _unary(np.tanh, Lanes.tanh),
     "Erf": _unary(_erf, Lanes.erf),
     "Relu": _unary(lambda x: np.maximum(x, 0), lambda lanes, x: lanes.at_least(x, lanes.constant(0))),
-    "LeakyRelu": _scaled(
-        lambda x, alpha: np.where(x < 0, x * x.dtype.type(alpha), x), _emit_leaky_relu, alpha=0.01
-    ),
+    "LeakyRelu": _scaled(lambda x, alpha: np.where(x < 0, x * x.dtype.type(alpha), x), _emit_leaky_relu, alpha=0.01),
     "HardSigmoid": _scaled(
         lambda x, alpha, beta: np.clip(x * x.dtype.type(alpha) + x.dtype.type(beta), 0, 1),
         _emit_hard_sigmoid,

@@ -144,8 +144,7 @@ def _body(region: ElementwiseRegion, lanes: Lanes, column: str) -> list[str]:
         arguments = [None if argument is None else values[argument] for argument in step.arguments]
         values.append(Term(OPS[step.op].emit(lanes, arguments, dict(step.attributes))))
     stores = [
-        f"b{position}[{index[Layout.FULL]}] = {values[output].text}"
-        for position, output in enumerate(region.outputs)
+        f"b{position}[{index[Layout.FULL]}] = {values[output].text}" for position, output in enumerate(region.outputs)
     ]
     return [*lanes.lines, *stores]
 

@@ -123,9 +123,7 @@ class Lanes:
         square = self.let(f"{x} * {x}")
         near = self.let(f"{x} * {self.horner(square, _ERF_P)}")
         # 1 - erf(4) = 1.5e-8 rounds to 0 beside 1.
-        far = self.let(
-            f"{self.constant(1)} - {self.exp(self.horner(self.at_most(size, self.constant(4)), _ERFC_Q))}"
-        )
+        far = self.let(f"{self.constant(1)} - {self.exp(self.horner(self.at_most(size, self.constant(4)), _ERFC_Q))}")
         return self._odd(x, size, 1.0, near, far)
 
     def _odd(self, x: str, size: str, split: float, near: str, far: str) -> str:
