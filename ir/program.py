@@ -46,11 +46,9 @@ class Program:
 
     def scopes(self) -> Iterator[onnx_ir.Graph]:
         """The main graph, every function body, and every subgraph nested in them."""
-        yield self.model.graph
-        yield from self.model.graph.subgraphs()
+        yield from nested_graphs(self.model.graph)
         for function in self.model.functions.values():
-            yield function.graph
-            yield from function.subgraphs()
+            yield from nested_graphs(function.graph)
 
     def clone(self) -> Program:
         """A copy whose graph can be changed alone; weights are shared."""
@@ -64,6 +62,29 @@ class Program:
             self.example_inputs,
             self.base_dir,
         )
+
+
+def nested_graphs(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Graph]:
+    """`graph` and every subgraph in it, outer ones first."""
+    yield graph
+    for node in graph:
+        if node.attributes:
+            for inner in direct_subgraphs(node):
+                yield from nested_graphs(inner)
+
+
+def direct_subgraphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
+    """The graphs that the node's attributes hold."""
+    found: list[onnx_ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == _GRAPH and not attribute.is_ref():
+            found.append(attribute.as_graph())
+        elif attribute.type == _GRAPHS and not attribute.is_ref():
+            found.extend(attribute.as_graphs())
+    return found
+
+
+_GRAPH, _GRAPHS = onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS
 
 
 def clone_model(model: onnx_ir.Model) -> onnx_ir.Model:
@@ -117,9 +138,31 @@ def _constant_attribute(node: onnx_ir.Node) -> onnx_ir.TensorProtocol | None:
 def constant_array(value: onnx_ir.Value | None, *, limit: int = 1 << 16) -> np.ndarray | None:
     """The numbers of a constant of at most `limit` elements, else None. Never written to: weights are shared."""
     tensor = constant_tensor(value)
-    if tensor is None or tensor.size > limit or tensor.dtype == onnx_ir.DataType.STRING:
+    if tensor is None:
         return None
-    return tensor.numpy()
+    if not isinstance(tensor, onnx_ir.Tensor):
+        if tensor.size > limit or tensor.dtype == onnx_ir.DataType.STRING:
+            return None
+        array = tensor.numpy()
+        if value is not None and value.const_value is tensor and tensor.nbytes <= _DECODED_BYTES:
+            _keep_decoded(value, tensor, array)
+        return array
+    raw = tensor.raw
+    if isinstance(raw, np.ndarray):
+        return raw if raw.size <= limit else None
+    return tensor.numpy() if tensor.size <= limit else None
+
+
+# Small tensors are decoded once: a protobuf tensor decodes its bytes and builds its shape at every question.
+_DECODED_BYTES = 4096
+
+
+def _keep_decoded(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, array: np.ndarray) -> None:
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        return
+    decoded = onnx_ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+    decoded.metadata_props.update(tensor.metadata_props)
+    value.const_value = decoded
 
 
 def constant_ints(value: onnx_ir.Value | None, *, limit: int = 4096) -> list[int] | None:

@@ -7,7 +7,8 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -101,6 +102,11 @@ class PassContext:
     facts: dict[str, Any] = field(default_factory=dict)
     """Analyses shared between passes, by name."""
 
+    @property
+    def n_changes(self) -> int:
+        """Grows with every change of the graph: equal numbers mean an equal graph."""
+        return len(self.rewrites)
+
     def allows(self, pass_name: str) -> bool:
         """Whether one more rewrite of this pass may be done."""
         if pass_name in self.disabled:
@@ -117,9 +123,16 @@ class PassContext:
             self.near_misses.setdefault(pass_name, []).append(miss)
 
 
+@cache
 def kebab_case(name: str) -> str:
     """`FoldConstants` -> `fold-constants`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def _option_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ":".join(_option_text(v) for v in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,16 @@ class Pass(ABC):
     @property
     def name(self) -> str:
         return kebab_case(type(self).__name__)
+
+    @property
+    def text(self) -> str:
+        """Name and options as in pipeline text; options at their default are left out."""
+        options = [
+            f"{f.name.replace('_', '-')}={_option_text(getattr(self, f.name))}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}{{{', '.join(options)}}}" if options else self.name
 
     @property
     def contract_at_site(self) -> Contract:

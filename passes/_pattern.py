@@ -103,7 +103,8 @@ class PatternPass(NodePass):
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         expression = _expression(type(self), self)
         miss = NoMatch("operands do not have the pattern's form", node)
-        for match in _matches(expression, node):
+        matcher = _Matcher()
+        for match in matcher.matches(expression, node):
             outside = _used_outside(match) if self.require_single_use else None
             if outside is not None:
                 miss = NoMatch("an inner result has other users", outside)
@@ -136,44 +137,102 @@ def _used_outside(match: Match) -> onnx_ir.Value | None:
     return None
 
 
-def _matches(expression: Operation, root: onnx_ir.Node) -> Iterator[Match]:
-    for values, nodes in _match_node(expression, root, {}, ()):
-        yield Match(values, nodes)
-
+# Steps of one match. Patterns of a dozen operators take some tens; only a graph made to have exponentially many readings
+# of a pattern gets here.
+_MAX_STEPS = 10_000
 
 _State = tuple[dict[str, onnx_ir.Value], tuple[onnx_ir.Node, ...]]
 
 
-def _match_value(
-    expression: Expression,
-    value: onnx_ir.Value | None,
-    values: dict[str, onnx_ir.Value],
-    nodes: tuple[onnx_ir.Node, ...],
-) -> Iterator[_State]:
-    if value is None:
-        return
-    if isinstance(expression, Variable):
-        bound = values.get(expression.name)
-        if bound is None:
-            yield {**values, expression.name: value}, nodes
-        elif bound is value:
+class _Matcher:
+    """Finds the readings of one expression at one node.
+
+    Operands of commutative operators are tried in both orders where they are met: no pattern is ever multiplied out.
+    What cannot match whatever the variables stand for is found out once per expression and value.
+    """
+
+    def __init__(self) -> None:
+        self._possible: dict[tuple[int, onnx_ir.Value], bool] = {}
+        self.steps = 0
+
+    def matches(self, expression: Operation, root: onnx_ir.Node) -> Iterator[Match]:
+        for values, nodes in self._match_node(expression, root, {}, ()):
+            yield Match(values, nodes)
+
+    def _match_value(
+        self,
+        expression: Expression,
+        value: onnx_ir.Value | None,
+        values: dict[str, onnx_ir.Value],
+        nodes: tuple[onnx_ir.Node, ...],
+    ) -> Iterator[_State]:
+        if value is None:
+            return
+        if isinstance(expression, Variable):
+            bound = values.get(expression.name)
+            if bound is None:
+                yield {**values, expression.name: value}, nodes
+            elif bound is value:
+                yield values, nodes
+        elif isinstance(expression, Scalar):
+            if _holds(value, expression.number):
+                yield values, nodes
+        elif self._is_possible(expression, value):
+            producer = value.producer()
+            if producer is not None:
+                yield from self._match_node(expression, producer, values, nodes)
+
+    def _match_node(
+        self,
+        expression: Operation,
+        node: onnx_ir.Node,
+        values: dict[str, onnx_ir.Value],
+        nodes: tuple[onnx_ir.Node, ...],
+    ) -> Iterator[_State]:
+        for inputs in _orders(expression, node):
+            yield from self._match_operands(expression.operands, inputs, values, (*nodes, node))
+
+    def _match_operands(
+        self,
+        operands: tuple[Expression, ...],
+        inputs: list[onnx_ir.Value | None],
+        values: dict[str, onnx_ir.Value],
+        nodes: tuple[onnx_ir.Node, ...],
+    ) -> Iterator[_State]:
+        self.steps += 1
+        if self.steps > _MAX_STEPS:
+            return
+        if not operands:
             yield values, nodes
-    elif isinstance(expression, Scalar):
-        array = constant_array(value)
-        if array is not None and array.size and bool((array == expression.number).all()):
-            yield values, nodes
-    else:
+            return
+        for bound, seen in self._match_value(operands[0], inputs[0], values, nodes):
+            yield from self._match_operands(operands[1:], inputs[1:], bound, seen)
+
+    def _is_possible(self, expression: Expression, value: onnx_ir.Value | None) -> bool:
+        """Whether `value` has the form of `expression` when every variable may be anything."""
+        if value is None or isinstance(expression, Variable):
+            return value is not None
+        key = (id(expression), value)
+        known = self._possible.get(key)
+        if known is None:
+            self.steps += 1
+            known = self._possible[key] = self._has_form(expression, value)
+        return known
+
+    def _has_form(self, expression: Expression, value: onnx_ir.Value) -> bool:
+        if isinstance(expression, Scalar):
+            return _holds(value, expression.number)
         producer = value.producer()
-        if producer is not None and value is producer.outputs[0]:
-            yield from _match_node(expression, producer, values, nodes)
+        if producer is None or value is not producer.outputs[0] or not isinstance(expression, Operation):
+            return False
+        return any(
+            all(self._is_possible(operand, v) for operand, v in zip(expression.operands, inputs, strict=True))
+            for inputs in _orders(expression, producer)
+        )
 
 
-def _match_node(
-    expression: Operation,
-    node: onnx_ir.Node,
-    values: dict[str, onnx_ir.Value],
-    nodes: tuple[onnx_ir.Node, ...],
-) -> Iterator[_State]:
+def _orders(expression: Operation, node: onnx_ir.Node) -> Iterator[list[onnx_ir.Value | None]]:
+    """The inputs of `node` as they can stand for the operands of `expression`; none when the node itself does not."""
     if node.op_type != expression.op_type:
         return
     if node.domain != expression.domain and not (
@@ -184,26 +243,17 @@ def _match_node(
         attribute = node.attributes.get(name)
         if attribute is None or attribute.is_ref() or attribute.value != wanted:
             return
-    operands = expression.operands
     inputs = list(node.inputs)
     while inputs and inputs[-1] is None:
         inputs.pop()
-    if len(inputs) != len(operands):
+    if len(inputs) != len(expression.operands):
         return
-    yield from _match_operands(operands, inputs, values, (*nodes, node))
-    # The other order is tried at this node alone, while the match goes on: no pattern is ever multiplied out.
-    if len(operands) == 2 and node.op_type in COMMUTATIVE:
-        yield from _match_operands(operands, inputs[::-1], values, (*nodes, node))
+    yield inputs
+    if len(inputs) == 2 and node.op_type in COMMUTATIVE and inputs[0] is not inputs[1]:
+        yield inputs[::-1]
 
 
-def _match_operands(
-    operands: tuple[Expression, ...],
-    inputs: list[onnx_ir.Value | None],
-    values: dict[str, onnx_ir.Value],
-    nodes: tuple[onnx_ir.Node, ...],
-) -> Iterator[_State]:
-    if not operands:
-        yield values, nodes
-        return
-    for bound, seen in _match_value(operands[0], inputs[0], values, nodes):
-        yield from _match_operands(operands[1:], inputs[1:], bound, seen)
+def _holds(value: onnx_ir.Value, number: float) -> bool:
+    """Whether `value` is a constant all of whose elements are `number`, exactly."""
+    array = constant_array(value)
+    return array is not None and bool(array.size) and bool((array == number).all())

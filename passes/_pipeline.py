@@ -30,6 +30,10 @@ class Group:
     def name(self) -> str:
         return f"({', '.join(p.name for p in self.passes)})"
 
+    @property
+    def text(self) -> str:
+        return f"({', '.join(p.text for p in self.passes)})"
+
 
 Stage = Pass | Group
 
@@ -117,7 +121,8 @@ class Pipeline:
         return results
 
     def __str__(self) -> str:
-        return ", ".join(stage.name for stage in self.stages)
+        """The text that parses into these stages."""
+        return ", ".join(stage.text for stage in self.stages)
 
 
 def _run_stage(stage: Stage, program: Program, context: PassContext) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from opgraft.ir.program import DEFAULT_DOMAINS, is_op
+from opgraft.ir.program import DEFAULT_DOMAINS, direct_subgraphs, is_op, nested_graphs
 from opgraft.passes._pass import NoMatch
 
 
@@ -84,9 +84,9 @@ class Names:
     def __init__(self, model: onnx_ir.Model) -> None:
         self.used: set[str] = set()
         self.function_graphs = {function.graph for function in model.functions.values()}
-        graphs = [model.graph, *model.graph.subgraphs()]
+        graphs = list(nested_graphs(model.graph))
         for function in model.functions.values():
-            graphs += [function.graph, *function.subgraphs()]
+            graphs += nested_graphs(function.graph)
         for graph in graphs:
             self.used.update(v.name or "" for v in graph.inputs)
             self.used.update(graph.initializers)
@@ -231,29 +231,17 @@ def remove_dead(seeds: Iterable[onnx_ir.Node], graph: onnx_ir.Graph) -> list[onn
 
 def _remove_with_subgraphs(owner: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     """Uses inside the node's subgraphs must go too, or the values they capture look alive."""
-    for sub in subgraphs(node):
+    for sub in direct_subgraphs(node):
         for inner in list(sub.all_nodes()):
             for index in range(len(inner.inputs)):
                 inner.replace_input_with(index, None)
     owner.remove(node, safe=True)
 
 
-def subgraphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
-    found: list[onnx_ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == onnx_ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found
-
-
 def captured_values(node: onnx_ir.Node) -> list[onnx_ir.Value]:
     """Values that the node's subgraphs read from outside."""
     captured: dict[onnx_ir.Value, None] = {}
-    for sub in subgraphs(node) if node.attributes else ():
+    for sub in direct_subgraphs(node) if node.attributes else ():
         inner: set[onnx_ir.Value] = set()
         used: list[onnx_ir.Value] = []
         for graph in (sub, *sub.subgraphs()):
@@ -287,7 +275,7 @@ def is_random(node: onnx_ir.Node) -> bool:
         return True
     if is_op(node, "Dropout"):
         return len(node.inputs) > 2 and node.inputs[2] is not None
-    return any(is_random(n) for sub in subgraphs(node) for n in sub.all_nodes()) if node.attributes else False
+    return any(is_random(n) for sub in direct_subgraphs(node) for n in sub.all_nodes()) if node.attributes else False
 
 
 def is_standard(node: onnx_ir.Node) -> bool:

@@ -17,7 +17,7 @@ import onnx_ir
 from opgraft.ir.errors import ContractError
 from opgraft.ir.program import DEFAULT_DOMAINS, Program
 from opgraft.passes._pass import NoMatch, Pass, PassContext, Replacement
-from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dead, subgraphs
+from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dead
 
 # A group that rewrites more often than this per node is two passes undoing each other.
 _MAX_REWRITES_PER_NODE = 12
@@ -41,10 +41,15 @@ class NodePass(Pass):
 def run_group(passes: Sequence[NodePass], program: Program, context: PassContext) -> int:
     """Apply node passes together until none of them applies anywhere. Returns the number of rewrites."""
     active = [p for p in passes if p.name not in context.disabled]
+    fixpoints: dict[tuple[NodePass, ...], int] = context.facts.setdefault("fixpoints", {})
+    key = tuple(active)
+    if fixpoints.get(key) == context.n_changes:
+        return 0
     names = context.facts.setdefault("names", Names(program.model))
     before = len(context.rewrites)
     for graph in list(program.scopes()):
         _Worklist(active, graph, context, names).run()
+    fixpoints[key] = context.n_changes
     return len(context.rewrites) - before
 
 
@@ -136,5 +141,3 @@ class _Worklist:
 def _site(node: onnx_ir.Node) -> str:
     return node.name or next((o.name for o in node.outputs if o.name), "") or node.op_type
 
-
-__all__ = ["NodePass", "run_group", "subgraphs"]

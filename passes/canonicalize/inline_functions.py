@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
-from opgraft.ir.program import Program, static_shape
+from opgraft.ir.program import Program, direct_subgraphs, static_shape
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext
-from opgraft.passes._rewriter import Names, Rewriter, apply, subgraphs
+from opgraft.passes._rewriter import Names, Rewriter, apply
 from opgraft.passes.opset.convert import convert_opset
 
 # Functions that call each other twice per level double the model per level; beyond this it is no longer a model.
@@ -239,7 +239,7 @@ class _Body:
     def discard(self, nodes: list[onnx_ir.Node]) -> None:
         """Take copies that are not needed off the values they read."""
         for node in nodes:
-            inner = [n for graph in subgraphs(node) for n in graph.all_nodes()]
+            inner = [n for graph in direct_subgraphs(node) for n in graph.all_nodes()]
             for unused in (node, *inner):
                 for index in range(len(unused.inputs)):
                     unused.replace_input_with(index, None)

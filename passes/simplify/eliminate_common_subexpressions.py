@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir
-from opgraft.ir.program import Program
+from opgraft.ir.program import Program, direct_subgraphs
 from opgraft.passes._pass import Contract, Pass, PassContext
 from opgraft.passes._pattern import COMMUTATIVE
-from opgraft.passes._rewriter import Names, Rewriter, apply, is_random, subgraphs
+from opgraft.passes._rewriter import Names, Rewriter, apply, is_random
 
 # Attribute tensors above this are compared by identity: hashing them would read weights.
 _MAX_HASHED_BYTES = 1 << 16
@@ -77,7 +77,7 @@ def _key(node: onnx_ir.Node, program: Program) -> Hashable | None:
 
 
 def _is_pure(node: onnx_ir.Node, program: Program) -> bool:
-    if subgraphs(node) or is_random(node):
+    if direct_subgraphs(node) or is_random(node):
         return False
     if node.domain in ("", "ai.onnx", "ai.onnx.ml"):
         return True
