@@ -8,6 +8,7 @@ back (the rest is verified and written); 8 not verified: written unchanged, or a
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -80,6 +81,9 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> Any:
     """Run the command line and exit with a documented code."""
+    # A graph is one large cycle that lives to the end: looking for garbage in it at every 700 new objects takes a
+    # third of the time of a 16,000-node model. Arrays are freed by their reference counts as ever.
+    gc.set_threshold(500_000, 50, 50)
     try:
         code = cli.main(args=list(args) if args is not None else None, standalone_mode=False)
     except click.exceptions.Exit as stop:
