@@ -63,9 +63,7 @@ def _multi_head(view: NodeView) -> Work:
         value_depth = value[3] if len(value) == 4 else value[2] // heads
     if view.has(6):
         n_keys = n_keys + view.extent(6, 2)
-    return _attention(
-        view, batch * heads * n_queries * n_keys, depth, value_depth, masked=view.has(4) or view.has(5)
-    )
+    return _attention(view, batch * heads * n_queries * n_keys, depth, value_depth, masked=view.has(4) or view.has(5))
 
 
 @rule("contraction", microsoft=("GroupQueryAttention",))
@@ -99,9 +97,7 @@ def _projecting(view: NodeView, mask: int, past: int, bias_of_scores: int) -> Wo
     projection = batch * n_queries * width_in * width_out * 2
     masked = view.has(mask) or (bias_of_scores > 0 and view.has(bias_of_scores))
     scores = batch * heads * n_queries * n_keys
-    return _attention(
-        view, scores, query_width // heads, value_width // heads, masked=masked, extra=projection
-    )
+    return _attention(view, scores, query_width // heads, value_width // heads, masked=masked, extra=projection)
 
 
 @rule("contraction", microsoft=("Attention",))

@@ -57,15 +57,13 @@ class CallSpecializer:
         fed = [value for value in values.values() if value.const_value is None]
         functions = self._reachable(node.op_identifier())
         opsets = dict(functions[0].opset_imports)
-        graph = ir.Graph(
-            fed, call.outputs, nodes=[call], initializers=stored, opset_imports=opsets, name="call"
-        )
+        graph = ir.Graph(fed, call.outputs, nodes=[call], initializers=stored, opset_imports=opsets, name="call")
         model = ir.Model(graph, ir_version=10, functions=functions)
         model = InlinePass()(model).model
         return ShapeInferencePass(check_type=False, strict_mode=False)(model).model.graph
 
     def _reachable(self, root: ir.OperatorIdentifier) -> list[ir.Function]:
-        """Copies of the function and of all that it calls, itself first; inlining edits them."""
+        """The function and all that it calls, itself first; inlining copies their nodes and leaves them as they are."""
         found = {root: self.functions[root]}
         pending = [root]
         while pending:
@@ -74,7 +72,7 @@ class CallSpecializer:
                 if called in self.functions and called not in found:
                     found[called] = self.functions[called]
                     pending.append(called)
-        return [function.clone() for function in found.values()]
+        return list(found.values())
 
 
 def _stand_in(value: ir.Value, name: str) -> ir.Value:

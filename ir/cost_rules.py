@@ -51,9 +51,7 @@ _MICROSOFT_PER_OUTPUT: Mapping[str, int] = {
 
 # Operations per element of the first input.
 _PER_INPUT: Mapping[str, int] = {
-    **_each(
-        1, "ReduceSum ReduceMax ReduceMin ReduceProd ReduceMean ReduceLogSum ArgMax ArgMin CumSum CumProd"
-    ),
+    **_each(1, "ReduceSum ReduceMax ReduceMin ReduceProd ReduceMean ReduceLogSum ArgMax ArgMin"),
     # One comparison per element is the least that these can do.
     **_each(1, "CumSum CumProd TopK GlobalAveragePool GlobalMaxPool Hardmax Unique NonZero"),
     # BatchNormalization in inference folds its statistics to one scale and one shift per channel.

@@ -229,9 +229,7 @@ def _terms_of(size: Size) -> Mapping[_Monomial, int]:
     return size._terms if isinstance(size, Dim) else {(): size}
 
 
-def _divide_term(
-    monomial: _Monomial, factor: int, by: Mapping[_Monomial, int]
-) -> tuple[_Monomial, int] | None:
+def _divide_term(monomial: _Monomial, factor: int, by: Mapping[_Monomial, int]) -> tuple[_Monomial, int] | None:
     """factor*monomial divided exactly by a divisor of one term; None where a remainder is possible."""
     if len(by) != 1:
         return None
@@ -273,4 +271,3 @@ def _term_text(monomial: _Monomial, factor: int) -> str:
     if factor == -1 and parts:
         return "-" + "*".join(parts)
     return "*".join(([str(factor)] if factor != 1 or not parts else []) + parts)
-

@@ -100,9 +100,7 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
 def is_constant(value: ir.Value) -> bool:
     """Whether the value is stored with the model rather than computed or fed."""
     producer = value.producer()
-    return value.is_initializer() or (
-        producer is not None and producer.op_type == "Constant" and not producer.domain
-    )
+    return value.is_initializer() or (producer is not None and producer.op_type == "Constant" and not producer.domain)
 
 
 def dtype_name(dtype: ir.DataType) -> str:

@@ -202,7 +202,7 @@ def _processor() -> tuple[str, tuple[str, ...]]:
     # x86 says "flags", Arm "Features" and no model name.
     flags = fields.get("flags") or fields.get("features") or ""
     model = fields.get("model name") or platform.processor() or platform.machine()
-    return model, tuple(sorted(flag for flag in flags.split() if flag.startswith(_VECTOR_FLAGS)))
+    return model, tuple(sorted(flag for flag in flags.split() if flag.startswith(_VECTOR_FLAGS) and flag != "smep"))
 
 
 def _usable_cores() -> int:
@@ -240,9 +240,7 @@ def _newest_opset() -> int:
         # IR version 8 is old enough for every runtime; the opset alone is asked about.
         model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
         try:
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except (Fail, InvalidArgument, InvalidGraph):
             continue
         return opset
