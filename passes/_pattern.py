@@ -90,6 +90,12 @@ class PatternPass(NodePass):
 
     require_single_use = True
 
+    @property
+    def anchors(self) -> list[tuple[str, str]]:
+        root = _expression(type(self), self)
+        domains = DEFAULT_DOMAINS if root.domain in DEFAULT_DOMAINS else (root.domain,)
+        return [(domain, root.op_type) for domain in domains]
+
     @abstractmethod
     def pattern(self, p: PatternBuilder, *variables: Any) -> Operation: ...
 
@@ -103,8 +109,7 @@ class PatternPass(NodePass):
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         expression = _expression(type(self), self)
         miss = NoMatch("operands do not have the pattern's form", node)
-        matcher = _Matcher()
-        for match in matcher.matches(expression, node):
+        for match in _Matcher(node.graph).matches(expression, node):
             outside = _used_outside(match) if self.require_single_use else None
             if outside is not None:
                 miss = NoMatch("an inner result has other users", outside)
@@ -115,11 +120,6 @@ class PatternPass(NodePass):
                 continue
             return [self.rewrite(op, **match.values)]
         return miss
-
-
-def pattern_roots(cls: type[PatternPass]) -> tuple[str, ...]:
-    """The root operator of a pattern pass, for classes that do not name it."""
-    return (_expression(cls, cls()).op_type,)
 
 
 @cache
@@ -137,8 +137,8 @@ def _used_outside(match: Match) -> onnx_ir.Value | None:
     return None
 
 
-# Steps of one match. Patterns of a dozen operators take some tens; only a graph made to have exponentially many readings
-# of a pattern gets here.
+# Steps of one match. Patterns of a dozen operators take some tens; only a graph made to have exponentially many
+# readings of a pattern gets here.
 _MAX_STEPS = 10_000
 
 _State = tuple[dict[str, onnx_ir.Value], tuple[onnx_ir.Node, ...]]
@@ -151,7 +151,8 @@ class _Matcher:
     What cannot match whatever the variables stand for is found out once per expression and value.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, graph: object) -> None:
+        self._graph = graph
         self._possible: dict[tuple[int, onnx_ir.Value], bool] = {}
         self.steps = 0
 
@@ -225,6 +226,8 @@ class _Matcher:
         producer = value.producer()
         if producer is None or value is not producer.outputs[0] or not isinstance(expression, Operation):
             return False
+        if producer.graph is not self._graph:
+            return False  # computed once outside, not in every iteration of this graph
         return any(
             all(self._is_possible(operand, v) for operand, v in zip(expression.operands, inputs, strict=True))
             for inputs in _orders(expression, producer)

@@ -180,6 +180,9 @@ def check_single_use(value: onnx_ir.Value | None, user: onnx_ir.Node) -> NoMatch
     """Whether `user` alone reads `value`: what makes it may then be changed."""
     if value is None or value.is_graph_output() or any(use.node is not user for use in value.uses()):
         return NoMatch("the result before it has other users", value)
+    producer = value.producer()
+    if producer is not None and producer.graph is not user.graph:
+        return NoMatch("the result before it is computed once outside this graph", value)
     return None
 
 

@@ -31,6 +31,11 @@ class NodePass(Pass):
     """Operator types of the anchor; empty means every operator."""
     domains: ClassVar[tuple[str, ...]] = DEFAULT_DOMAINS
 
+    @property
+    def anchors(self) -> list[tuple[str, str]]:
+        """(domain, operator) of the nodes to visit; empty means all."""
+        return [(domain, root) for root in self.roots for domain in self.domains]
+
     @abstractmethod
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch: ...
 
@@ -61,12 +66,11 @@ class _Worklist:
         self.queue: deque[onnx_ir.Node] = deque(graph)
         self.queued: set[onnx_ir.Node] = set(self.queue)
         self.budget = _MAX_REWRITES_PER_NODE * len(self.queue) + 100
-        self.everywhere = [p for p in passes if not p.roots]
+        self.everywhere = [p for p in passes if not p.anchors]
         self.index: dict[tuple[str, str], list[NodePass]] = {}
         for pass_ in passes:
-            for domain in pass_.domains:
-                for root in pass_.roots:
-                    self.index.setdefault((domain, root), []).append(pass_)
+            for anchor in pass_.anchors:
+                self.index.setdefault(anchor, []).append(pass_)
         self.seconds: dict[str, float] = context.facts.setdefault("seconds", {})
 
     def run(self) -> None:
