@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import onnx
 import onnx_ir
+from opgraft.ir.destination import (
+    check_output,
+    check_sources,
+    data_path,
+    open_temporary,
+    publish,
+    write_error,
+    write_text,
+)
 from opgraft.ir.errors import OutputError
-from opgraft.ir.external import all_tensors
+from opgraft.ir.external import FileTensor, Replace, all_tensors, tensor_slots
 from opgraft.ir.program import Program
 from opgraft.ir.wire import (
     GRAPH_INITIALIZER,
@@ -24,6 +29,8 @@ from opgraft.ir.wire import (
     encode_tag,
     encode_varint,
 )
+
+__all__ = ["check_output", "check_sources", "data_path", "model_bytes", "publish", "save", "write_text"]
 
 # Protobuf readers refuse messages of 2 GiB; stay below with room for what is not weights.
 _MAX_INLINE_BYTES = 2_000_000_000
@@ -45,45 +52,7 @@ class _Weight:
     n_bytes: int
 
 
-def check_output(output: Path, source: Path | None, *, force: bool) -> None:
-    """Refuse an output that is the input (through links too), exists without `force`, or has no folder.
-
-    Raises OutputError.
-    """
-    where = str(output)
-    if source is not None and source.exists() and output.exists() and os.path.samefile(source, output):
-        raise OutputError("the output is the input", where=where, remedy="choose another name with -o")
-    if source is not None and output.resolve() == source.resolve():
-        raise OutputError("the output is the input", where=where, remedy="choose another name with -o")
-    if output.is_dir():
-        raise OutputError("the output is a folder", where=where, remedy="name a file in it")
-    if not output.parent.is_dir():
-        raise OutputError("the output's folder does not exist", where=where, remedy="create it first")
-    if output.exists() and not force:
-        raise OutputError("the output exists", where=where, remedy="--force overwrites it")
-    data = data_path(output)
-    if data.exists() and source is not None:
-        for inner in _data_files(source):
-            if inner.exists() and os.path.samefile(inner, data):
-                raise OutputError(
-                    f"{data.name} holds the input's weights",
-                    where=where,
-                    remedy="choose another name with -o",
-                )
-    if data.exists() and not output.exists() and not force:
-        raise OutputError(f"{data.name} exists", where=where, remedy="--force overwrites it")
-
-
-def _data_files(source: Path) -> Iterator[Path]:
-    yield source
-    yield data_path(source)
-    with contextlib.suppress(OSError):
-        yield from (p for p in source.parent.iterdir() if p.name.startswith(source.stem) and p.is_file())
-
-
-def data_path(output: Path) -> Path:
-    """Where the external data of `output` go."""
-    return output.with_name(output.name + ".data")
+_Detached = tuple[onnx_ir.Value, onnx_ir.TensorProtocol]
 
 
 def save(program: Program, output: str | Path, *, force: bool = False, external: bool | None = None) -> None:
@@ -94,10 +63,12 @@ def save(program: Program, output: str | Path, *, force: bool = False, external:
     """
     path = Path(output)
     check_output(path, program.path, force=force)
-    if program.path is not None:
-        _refuse_overwriting_sources(program, path)
+    check_sources(program, path)
+    n_bytes = _weight_bytes(program.model)
     if external is None:
-        external = _has_external_data(program) or _weight_bytes(program.model) > _MAX_INLINE_BYTES
+        external = _has_external_data(program) or n_bytes > _MAX_INLINE_BYTES
+    if not external and n_bytes > _MAX_INLINE_BYTES:
+        raise OutputError("the weights are too large for one file", where=str(path), remedy="let them be external")
     temporaries: list[Path] = []
     try:
         if external:
@@ -105,97 +76,118 @@ def save(program: Program, output: str | Path, *, force: bool = False, external:
         else:
             _save_inline(program, path, temporaries)
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise OutputError(f"cannot be written: {reason}", where=str(path)) from None
+        if isinstance(error, OutputError):
+            raise
+        raise write_error(error, path) from None
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
 
 
-def _refuse_overwriting_sources(program: Program, output: Path) -> None:
-    targets = [p for p in (output, data_path(output)) if p.exists()]
-    if not targets:
-        return
-    for source in {Path(t.path) for _, t in all_tensors(program.model) if isinstance(t, onnx_ir.ExternalTensor)}:
-        for target in targets:
-            if source.exists() and os.path.samefile(source, target):
-                raise OutputError(
-                    "the output would overwrite the input's weights",
-                    where=str(target),
-                    remedy="choose another name with -o",
-                )
-
-
 def _has_external_data(program: Program) -> bool:
-    own = program.path.name if program.path is not None else None
-    return any(isinstance(t, onnx_ir.ExternalTensor) and str(t.location) != own for _, t in all_tensors(program.model))
+    return any(
+        isinstance(t, onnx_ir.ExternalTensor) and not (isinstance(t, FileTensor) and t.is_inline)
+        for _, t in all_tensors(program.model)
+    )
 
 
 def _weight_bytes(model: onnx_ir.Model) -> int:
     return sum(tensor.nbytes for _, tensor in all_tensors(model))
 
 
-def _open_temporary(path: Path, temporaries: list[Path]) -> BinaryIO:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporaries.append(Path(name))
-    # mkstemp makes private files; an output should have the permissions of any other file the user makes.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(handle, 0o666 & ~umask)
-    return os.fdopen(handle, "wb")
-
-
-def _detach_weights(
-    graph: onnx_ir.Graph,
-) -> tuple[list[_Weight], list[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]]]:
-    """The large initializers as weights to splice, replaced in the graph by nothing until `_reattach`."""
+def _detach_weights(graph: onnx_ir.Graph) -> tuple[list[_Weight], list[_Detached]]:
+    """The large initializers as weights to splice; `_message` takes them out of the graph while it writes."""
     weights: list[_Weight] = []
-    detached: list[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]] = []
+    detached: list[_Detached] = []
     for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.nbytes < INLINE_LIMIT_BYTES or tensor.dtype == onnx_ir.DataType.STRING:
             continue
-        weights.append(_Weight(_header(value, tensor), tensor, tensor.nbytes))  # type: ignore[arg-type]
+        weights.append(_Weight(_header(tensor, value.name or "").SerializeToString(), tensor, tensor.nbytes))  # type: ignore[arg-type]
         detached.append((value, tensor))
     return weights, detached
 
 
-def _header(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> bytes:
-    proto = onnx.TensorProto(name=value.name or "", data_type=int(tensor.dtype), dims=[int(d) for d in tensor.shape])
+def _header(tensor: onnx_ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    """The message of a tensor without its data."""
+    dims = [int(dim) for dim in tensor.shape.numpy()]
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=dims)
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
     for key, text in sorted(tensor.metadata_props.items()):
         proto.metadata_props.add(key=key, value=text)
-    return proto.SerializeToString()
+    return proto
 
 
-def _message(program: Program, detached: list[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]]) -> onnx.ModelProto:
-    """The model as a message without the detached weights."""
+def _message(
+    program: Program, detached: list[_Detached], substitutes: list[tuple[Replace, Any, Any]]
+) -> onnx.ModelProto:
+    """The model as a message, without the detached weights and with other tensors in some places."""
     for value, _ in detached:
         value.const_value = None
+    for replace, _, substitute in substitutes:
+        replace(substitute)
     try:
         proto = onnx_ir.to_proto(program.model)
     finally:
         for value, tensor in detached:
             value.const_value = tensor
+        for replace, tensor, _ in substitutes:
+            replace(tensor)
     _drop_initializer_values(proto.graph, program.graph)
-    if program.leftover is not None:
-        proto.MergeFrom(program.leftover)
+    _restore_leftover(proto, program)
     return proto
 
 
 def _drop_initializer_values(graph: onnx.GraphProto, source: onnx_ir.Graph) -> None:
-    """`value_info` repeats what an initializer says of itself; leave it out."""
-    known = set(source.initializers)
-    kept = [info for info in graph.value_info if info.name not in known]
+    """`value_info` repeats what an initializer says of itself; leave it out where it says no more."""
+    known = source.initializers
+    if not known:
+        return
+    kept = [info for info in graph.value_info if info.name not in known or info.metadata_props or info.doc_string]
     if len(kept) != len(graph.value_info):
         del graph.value_info[:]
         graph.value_info.extend(kept)
 
 
+def _restore_leftover(proto: onnx.ModelProto, program: Program) -> None:
+    """Write again what the IR could not hold."""
+    leftover = program.leftover
+    if leftover is None:
+        return
+    proto.training_info.extend(leftover.training)
+    if leftover.types:
+        for infos in (proto.graph.input, proto.graph.output, proto.graph.value_info):
+            for info in infos:
+                if info.name in leftover.types and not info.HasField("type"):
+                    info.type.CopyFrom(leftover.types[info.name])
+
+
+def _stray_tensors(program: Program, detached: list[_Detached]) -> list[tuple[Replace, onnx_ir.ExternalTensor]]:
+    """Tensors in files that are not large initializers of the main graph: in subgraphs, attributes, functions."""
+    taken = {id(tensor) for _, tensor in detached}
+    return [
+        (replace, tensor)
+        for _, tensor, replace in tensor_slots(program.model)
+        if isinstance(tensor, onnx_ir.ExternalTensor) and id(tensor) not in taken
+    ]
+
+
+def _in_memory(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:
+    return onnx_ir.Tensor(
+        tensor.numpy(),
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
 def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> None:
     weights, detached = _detach_weights(program.graph)
-    proto = _message(program, detached)
+    strays = [(replace, tensor, _in_memory(tensor)) for replace, tensor in _stray_tensors(program, detached)]
+    proto = _message(program, detached, strays)
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     rest = proto.SerializeToString(deterministic=True)
@@ -207,92 +199,90 @@ def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> None:
         prefix = encode_tag(GRAPH_INITIALIZER) + encode_varint(n_tensor) + weight.header + data_tag
         prefixes.append(prefix)
         n_graph += len(prefix) + weight.n_bytes
-    with _open_temporary(path, temporaries) as file:
+    with open_temporary(path, temporaries) as file:
         file.write(rest)
         file.write(encode_tag(MODEL_GRAPH) + encode_varint(n_graph))
         file.write(graph)
         for prefix, weight in zip(prefixes, weights, strict=True):
             file.write(prefix)
-            weight.tensor.tofile(file)
+            _write_weight(file, weight.tensor, weight.n_bytes)
     os.replace(temporaries[-1], path)
+
+
+def _write_weight(file: BinaryIO, tensor: _Tensor, n_bytes: int) -> None:
+    """Write the bytes of a tensor, which must be as many as the header before them says."""
+    start = file.tell()
+    tensor.tofile(file)
+    if file.tell() - start != n_bytes:
+        raise OutputError(f"a tensor of {n_bytes} bytes gave {file.tell() - start}", remedy="please report this")
+
+
+class _DataFile:
+    """The data file of a model while it is written; tensors that share their bytes are written once."""
+
+    def __init__(self, file: BinaryIO, location: str) -> None:
+        self.file = file
+        self.location = location
+        self._end = 0
+        self._written: dict[tuple[Any, ...], int] = {}
+
+    def add(self, tensor: _Tensor, n_bytes: int) -> int:
+        """The offset at which the tensor lies."""
+        key: tuple[Any, ...] = (id(tensor),)
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            key = (tensor.path, tensor.offset or 0, n_bytes)
+        if key not in self._written:
+            offset = -(-self._end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            self.file.seek(offset)
+            _write_weight(self.file, tensor, n_bytes)
+            self._written[key] = offset
+            self._end = offset + n_bytes
+        return self._written[key]
 
 
 def _save_external(program: Program, path: Path, temporaries: list[Path]) -> None:
     weights, detached = _detach_weights(program.graph)
-    proto = _message(program, detached)
-    location = data_path(path).name
-    written: dict[tuple[str, int | None], int] = {}
-    with _open_temporary(data_path(path), temporaries) as file:
-        at = 0
-        for weight in weights:
-            key = _origin(weight)
-            offset = written.get(key) if key is not None else None
-            if offset is None:
-                at = -(-at // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-                offset = at
-                file.seek(offset)
-                weight.tensor.tofile(file)
-                at += weight.n_bytes
-                if key is not None:
-                    written[key] = offset
-            tensor = proto.graph.initializer.add()
-            tensor.ParseFromString(weight.header)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for name, text in (
-                ("location", location),
-                ("offset", str(offset)),
-                ("length", str(weight.n_bytes)),
-            ):
-                tensor.external_data.add(key=name, value=text)
-    with _open_temporary(path, temporaries) as file:
+    substitutes: list[tuple[Replace, Any, Any]] = []
+    with open_temporary(data_path(path), temporaries) as file:
+        data = _DataFile(file, data_path(path).name)
+        offsets = [data.add(weight.tensor, weight.n_bytes) for weight in weights]
+        for replace, tensor in _stray_tensors(program, detached):
+            if tensor.nbytes < INLINE_LIMIT_BYTES:
+                substitutes.append((replace, tensor, _in_memory(tensor)))
+            else:
+                offset = data.add(tensor, tensor.nbytes)
+                substitutes.append((replace, tensor, _moved(tensor, data.location, offset)))
+        has_data = file.tell() > 0
+    proto = _message(program, detached, substitutes)
+    for weight, offset in zip(weights, offsets, strict=True):
+        header = proto.graph.initializer.add()
+        header.ParseFromString(weight.header)
+        header.data_location = onnx.TensorProto.EXTERNAL
+        entries = {"location": data.location, "offset": str(offset), "length": str(weight.n_bytes)}
+        for key, text in entries.items():
+            header.external_data.add(key=key, value=text)
+    with open_temporary(path, temporaries) as file:
         file.write(proto.SerializeToString(deterministic=True))
-    # The data go first: a crash between the two leaves the old model with data it can be checked against.
-    if weights:
-        os.replace(temporaries[0], data_path(path))
-    os.replace(temporaries[1], path)
+    publish(temporaries[1], temporaries[0] if has_data else None, path)
 
 
-def _origin(weight: _Weight) -> tuple[str, int | None] | None:
-    """Where shared (tied) weights come from, so that they are written once."""
-    tensor = weight.tensor
-    if isinstance(tensor, onnx_ir.ExternalTensor):
-        return str(tensor.path), tensor.offset
-    return None
+def _moved(tensor: onnx_ir.ExternalTensor, location: str, offset: int) -> onnx_ir.ExternalTensor:
+    return onnx_ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
-def model_bytes(program: Program, *, inline_weights: bool = True) -> bytes:
+def model_bytes(program: Program) -> bytes:
     """The whole model as bytes, for programs known to be small. Raises OutputError beyond protobuf's limit."""
-    if inline_weights and _weight_bytes(program.model) > _MAX_INLINE_BYTES:
+    if _weight_bytes(program.model) > _MAX_INLINE_BYTES:
         raise OutputError("the model is too large for one message", remedy="save it to a file")
-    model = program.model
-    external = [
-        value
-        for graph in program.scopes()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, onnx_ir.ExternalTensor)
-    ]
-    kept = [(value, value.const_value) for value in external]
-    for value, tensor in kept:
-        value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)  # type: ignore[union-attr]
-    try:
-        proto = onnx_ir.to_proto(model)
-    finally:
-        for value, tensor in kept:
-            value.const_value = tensor
-    if program.leftover is not None:
-        proto.MergeFrom(program.leftover)
-    return proto.SerializeToString(deterministic=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically. Raises OutputError."""
-    temporaries: list[Path] = []
-    try:
-        with _open_temporary(path, temporaries) as file:
-            file.write(text.encode())
-        os.replace(temporaries[0], path)
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+    strays = [(replace, tensor, _in_memory(tensor)) for replace, tensor in _stray_tensors(program, [])]
+    data: bytes = _message(program, [], strays).SerializeToString(deterministic=True)
+    return data

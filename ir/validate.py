@@ -1,211 +1,295 @@
-"""Structural checks on a captured model: names, scopes, order, imports, sizes. Errors name the place."""
+"""Checks on a `ModelProto` before the IR sees it: names, scopes, order, imports, operators, tensors, types.
+
+One walk over the messages, linear in their number. The IR resolves names silently and reports damage by exceptions of
+many kinds, so everything that can be wrong is found here, where the place in the file is still known. What is legal but
+has no place in the IR is made regular on the way: sparse tensors become dense, negative dims unknown.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
-import onnx_ir
+from onnx import AttributeProto
 from opgraft.ir.errors import InputError
-from opgraft.ir.external import all_tensors
-from opgraft.ir.program import DEFAULT_DOMAINS, Program
+from opgraft.ir.sparse import dense_tensor
+from opgraft.ir.validate_functions import (
+    INVALID,
+    FunctionKey,
+    check_no_files,
+    check_recursion,
+    check_text,
+    function_keys,
+    read_imports,
+)
+from opgraft.ir.validate_operator import Signatures, check_operator
+from opgraft.ir.validate_tensor import check_tensor
+from opgraft.ir.validate_type import check_value_infos
 
 OLDEST_OPSET = 7
-_MAX_ELEMENTS = 1 << 48
+# Protobuf's own limit on nested messages is 100, three for each subgraph.
 _MAX_NESTING = 64
 
 
-def check_proto(proto: onnx.ModelProto, where: str) -> None:
-    """What must be checked before the IR sees the model: the IR resolves names silently."""
+@dataclass
+class Findings:
+    """What the walk saw that decides which further steps a model needs."""
+
+    is_unsorted: bool = False
+    has_subgraphs: bool = False
+    has_files: bool = False
+    """Whether a tensor lies in a file, the model's own or another."""
+    has_texts: bool = False
+    """Whether there are doc strings or metadata besides the model's own."""
+    kept_types: dict[str, onnx.TypeProto] = field(default_factory=dict)
+    """Value of the main graph -> its type, where the IR has none like it (maps, opaque types)."""
+
+
+@dataclass
+class _Scope:
+    """Names of one graph, seen from inside it and from its subgraphs."""
+
+    defined: set[str]
+    """All names, wherever they are defined."""
+    ready: set[str]
+    """Those defined before the node at hand."""
+
+
+def check_proto(proto: onnx.ModelProto, where: str) -> Findings:
+    """Raises InputError when the model is invalid; makes it regular where it is only unusual."""
     if not proto.HasField("graph"):
         raise InputError("the model has no graph", where=where, remedy="is this an ONNX model?")
     if proto.ir_version <= 0:
         raise InputError("the model has no IR version", where=where, remedy="is this an ONNX model?")
     if not proto.opset_import:
         raise InputError("the model imports no operator set", where=where, remedy="set opset_import")
-    _check_graph_names(proto.graph, where, 0)
-    for tensor in proto.graph.initializer:
-        _check_dims(tensor, where)
-    functions = set()
-    for function in proto.functions:
-        key = (function.domain, function.name, function.overload)
-        if key in functions:
-            raise InputError(f"function {key[0]}::{key[1]} is defined twice", where=where)
-        functions.add(key)
-
-
-def _check_graph_names(graph: onnx.GraphProto, where: str, depth: int) -> None:
-    if depth > _MAX_NESTING:
-        raise InputError(f"subgraphs are nested deeper than {_MAX_NESTING}", where=where)
-    for kind, names in (
-        ("input", [i.name for i in graph.input]),
-        (
-            "initializer",
-            [i.name for i in graph.initializer] + [s.values.name for s in graph.sparse_initializer],
-        ),
-    ):
-        duplicate = _first_duplicate(names)
-        if duplicate is not None:
-            raise InputError(f"{kind} {duplicate!r} is defined twice", where=where)
-        if "" in names:
-            raise InputError(f"an {kind} has no name", where=where)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _check_graph_names(attribute.g, f"{where}: {node.name or node.op_type}", depth + 1)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for sub in attribute.graphs:
-                    _check_graph_names(sub, f"{where}: {node.name or node.op_type}", depth + 1)
-
-
-def _first_duplicate(names: list[str]) -> str | None:
-    if len(set(names)) == len(names):
-        return None
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
-
-
-def _check_dims(tensor: onnx.TensorProto, where: str) -> None:
-    if any(d < 0 for d in tensor.dims) or math.prod(tensor.dims) > _MAX_ELEMENTS:
+    imports = read_imports(proto.opset_import, where)
+    opset = imports.get("", OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
         raise InputError(
-            f"initializer {tensor.name!r} has the absurd shape {list(tensor.dims)}",
-            where=where,
-            remedy="the file is damaged or hostile",
-        )
-
-
-def check_program(program: Program, where: str) -> None:
-    """Scopes, order and imports of every graph, and that each tensor's data fits its shape."""
-    model = program.model
-    if any(domain in DEFAULT_DOMAINS for domain in model.opset_imports) and program.opset < OLDEST_OPSET:
-        raise InputError(
-            f"operator set {program.opset} is older than {OLDEST_OPSET}",
+            f"operator set {opset} is older than {OLDEST_OPSET}",
             where=where,
             remedy="export the model again with a newer opset",
         )
-    _check_graph(model.graph, set(), where, model.opset_imports)
-    for function in model.functions.values():
-        _check_graph(function.graph, set(), f"{where}: function {function.name}", function.opset_imports)
-    _check_function_recursion(model, where)
-    for name, tensor in all_tensors(model):
-        _check_tensor_size(tensor, name, where)
+    for text in (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string):
+        check_text(text, where)
+    for entry in proto.metadata_props:
+        check_text(entry.key, where)
+        check_text(entry.value, where)
+    walk = _Walk(function_keys(proto, where))
+    walk.graph(proto.graph, [], where, _Context(imports, Signatures(opset), in_function=False))
+    calls: dict[FunctionKey, set[FunctionKey]] = {}
+    for function in proto.functions:
+        key = (function.domain, function.name, function.overload)
+        calls[key] = walk.function(function, f"{where}: function {function.name}", imports)
+    check_recursion(calls, where)
+    for training in proto.training_info:
+        check_no_files(training, where)
+    return walk.findings
 
 
-def _check_graph(graph: onnx_ir.Graph, outer: set[onnx_ir.Value], where: str, imports: dict[str, int]) -> None:
-    """Every input of a node must be visible where it is used; out-of-order nodes are sorted, cycles refused."""
-    if not _is_ordered(graph, outer):
-        _check_defined(graph, outer, where)
-        try:
-            graph.sort()
-        except ValueError:
-            raise InputError("the graph has a cycle", where=where, remedy="ONNX graphs are acyclic") from None
-    visible = outer | set(graph.inputs) | set(graph.initializers.values())
-    for node in graph:
-        if node.domain not in imports and not (
-            node.domain in DEFAULT_DOMAINS and any(d in imports for d in DEFAULT_DOMAINS)
-        ):
+@dataclass
+class _Context:
+    imports: dict[str, int]
+    signatures: Signatures
+    in_function: bool
+    calls: set[FunctionKey] = field(default_factory=set)
+
+
+class _Walk:
+    """The walk over the main graph and the functions, with what it found."""
+
+    def __init__(self, functions: set[FunctionKey]) -> None:
+        self.functions = functions
+        self.findings = Findings()
+
+    def function(self, function: onnx.FunctionProto, where: str, outer_imports: dict[str, int]) -> set[FunctionKey]:
+        """Check a function body; returns the functions it calls."""
+        imports = read_imports(function.opset_import, where) or outer_imports
+        inputs = list(function.input)
+        _check_names("input", inputs, where)
+        context = _Context(imports, Signatures(imports.get("", OLDEST_OPSET)), in_function=True)
+        scope = self._nodes(function.node, inputs, [], where, context)
+        for name in function.output:
+            if name not in scope.defined:
+                raise InputError(f"output {name!r} is produced by nothing", where=where, remedy=INVALID)
+        for name in function.attribute:
+            check_text(name, where)
+        for default in function.attribute_proto:
+            check_no_files(default, where)
+        self._texts(function, where)
+        check_value_infos(function.value_info, where, None)
+        return context.calls
+
+    def graph(self, graph: onnx.GraphProto, outer: list[_Scope], where: str, context: _Context) -> None:
+        """Check a graph that sees the names of `outer`, and its subgraphs."""
+        if len(outer) > _MAX_NESTING:
+            raise InputError(f"subgraphs are nested deeper than {_MAX_NESTING}", where=where, remedy=INVALID)
+        check_text(graph.name, where)
+        self._texts(graph, where)
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(dense_tensor(sparse, where))
+        graph.ClearField("sparse_initializer")
+        inputs = [info.name for info in graph.input]
+        initializers = [tensor.name for tensor in graph.initializer]
+        _check_names("input", inputs, where)
+        _check_names("initializer", initializers, where)
+        for tensor in graph.initializer:
+            self.findings.has_files |= check_tensor(tensor, where)
+            self._texts(tensor, where)
+        kept = self.findings.kept_types if not (outer or context.in_function) else None
+        for infos in (graph.input, graph.output, graph.value_info):
+            self.findings.has_texts |= check_value_infos(infos, where, kept)
+        scope = self._nodes(graph.node, [*inputs, *initializers], outer, where, context)
+        for info in graph.output:
+            if info.name not in scope.defined:
+                raise InputError(f"output {info.name!r} is produced by nothing", where=where, remedy=INVALID)
+
+    def _nodes(
+        self, nodes: Sequence[onnx.NodeProto], given: list[str], outer: list[_Scope], where: str, context: _Context
+    ) -> _Scope:
+        """Check the nodes of one graph, whose inputs and initializers are `given`."""
+        ready = set(given)
+        scope = _Scope(set(given), ready)
+        outputs = [list(node.output) for node in nodes]
+        for names in outputs:
+            for name in names:
+                if name in scope.defined and name:
+                    raise InputError(f"{name!r} is defined twice", where=where, remedy=INVALID)
+                scope.defined.add(name)
+        scope.defined.discard("")
+        scopes = [*outer, scope]
+        for node, names in zip(nodes, outputs, strict=True):
+            for name in node.input:
+                if name and name not in ready:
+                    self._resolve(name, scopes, node, where)
+            self._node(node, names, where, context)
+            if node.attribute:
+                self._attributes(node, scopes, where, context)
+            ready.update(names)
+        return scope
+
+    def _resolve(self, name: str, scopes: list[_Scope], node: onnx.NodeProto, where: str) -> None:
+        """Find a name that the node's own graph has not defined yet."""
+        for scope in reversed(scopes):
+            if name in scope.ready:
+                return
+            if name in scope.defined:
+                self.findings.is_unsorted = True
+                return
+        check_text(name, where)
+        raise InputError(f"input {name!r} is defined nowhere", where=f"{where}: {_node_name(node)}", remedy=INVALID)
+
+    def _node(self, node: onnx.NodeProto, outputs: list[str], where: str, context: _Context) -> None:
+        op_type, domain = node.op_type, node.domain
+        if not (type(op_type) is type(domain) is type(node.name) is str) or any(type(o) is not str for o in outputs):
+            raise InputError("a node has a name that is no UTF-8", where=where, remedy="the file is damaged")
+        if not op_type:
+            raise InputError("a node has no operator", where=f"{where}: {_node_name(node)}", remedy=INVALID)
+        if domain == "ai.onnx":
+            domain = ""
+        if domain not in context.imports:
             raise InputError(
-                f"domain {node.domain or 'ai.onnx'!r} of operator {node.op_type} is not imported",
-                where=f"{where}: node {node.name or node.op_type!r}",
+                f"domain {domain or 'ai.onnx'!r} of operator {op_type} is not imported",
+                where=f"{where}: {_node_name(node)}",
                 remedy="add it to opset_import",
             )
-        if node.attributes:
-            for sub in _graphs_of(node):
-                _check_graph(sub, visible, f"{where}: {node.name or node.op_type}", imports)
-        visible.update(node.outputs)
-    for output in graph.outputs:
-        if output not in visible:
-            raise InputError(f"output {output.name!r} is produced by nothing", where=where)
+        if self.functions:
+            key = (domain, op_type, node.overload)
+            if key in self.functions:
+                context.calls.add(key)
+                return
+        signature = context.signatures.get(op_type) if not domain else None
+        if signature is not None:
+            check_operator(node, signature, where)
+        if node.doc_string or node.metadata_props:
+            self._texts(node, where)
+
+    def _attributes(self, node: onnx.NodeProto, scopes: list[_Scope], where: str, context: _Context) -> None:
+        seen = set()
+        for attribute in node.attribute:
+            check_text(attribute.name, where)
+            if attribute.name in seen:
+                raise _refused_attribute(node, attribute, where, "is there twice")
+            seen.add(attribute.name)
+            kind = attribute.type
+            if attribute.ref_attr_name:
+                if not context.in_function:
+                    raise _refused_attribute(node, attribute, where, "refers to a function's, but this is no function")
+            elif kind in _SIMPLE_TYPES:
+                continue
+            elif kind == AttributeProto.TENSOR:
+                self.findings.has_files |= check_tensor(attribute.t, f"{where}: {_node_name(node)}")
+            elif kind == AttributeProto.GRAPH:
+                self.findings.has_subgraphs = True
+                self.graph(attribute.g, scopes, f"{where}: {_node_name(node)}", context)
+            else:
+                self._rare_attribute(node, attribute, scopes, where, context)
+
+    def _rare_attribute(
+        self, node: onnx.NodeProto, attribute: AttributeProto, scopes: list[_Scope], where: str, context: _Context
+    ) -> None:
+        inside = f"{where}: {_node_name(node)}"
+        if attribute.type == AttributeProto.TENSORS:
+            for tensor in attribute.tensors:
+                self.findings.has_files |= check_tensor(tensor, inside)
+        elif attribute.type == AttributeProto.GRAPHS:
+            self.findings.has_subgraphs = True
+            for graph in attribute.graphs:
+                self.graph(graph, scopes, inside, context)
+        elif attribute.type == AttributeProto.STRINGS:
+            for text in attribute.strings:
+                try:
+                    text.decode()
+                except UnicodeDecodeError:
+                    raise _refused_attribute(node, attribute, where, "is no UTF-8") from None
+        elif attribute.type == AttributeProto.SPARSE_TENSOR and node.op_type == "Constant" and attribute.name:
+            dense = dense_tensor(attribute.sparse_tensor, inside)
+            attribute.Clear()
+            attribute.name, attribute.type = "value", AttributeProto.TENSOR
+            attribute.t.CopyFrom(dense)
+        elif attribute.type not in (AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS):
+            raise _refused_attribute(node, attribute, where, "has no type, or one that is not supported")
+
+    def _texts(self, item: Any, where: str) -> None:
+        """Doc strings and metadata of a graph, node, function or tensor must be UTF-8."""
+        if item.doc_string:
+            check_text(item.doc_string, where)
+            self.findings.has_texts = True
+        for entry in item.metadata_props:
+            check_text(entry.key, where)
+            check_text(entry.value, where)
+            self.findings.has_texts = True
 
 
-def _graphs_of(node: onnx_ir.Node) -> Iterable[onnx_ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == onnx_ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+_SIMPLE_TYPES = (
+    AttributeProto.INT,
+    AttributeProto.INTS,
+    AttributeProto.FLOAT,
+    AttributeProto.FLOATS,
+    AttributeProto.STRING,
+)
 
 
-def _is_ordered(graph: onnx_ir.Graph, outer: set[onnx_ir.Value]) -> bool:
-    seen = set(graph.inputs)
-    seen.update(graph.initializers.values())
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in seen and value not in outer:
-                return False
-        seen.update(node.outputs)
-    return not any(list(_graphs_of(node)) for node in graph if node.attributes) or _captures_ordered(graph)
+def _refused_attribute(node: onnx.NodeProto, attribute: AttributeProto, where: str, what: str) -> InputError:
+    return InputError(f"attribute {attribute.name!r} {what}", where=f"{where}: {_node_name(node)}", remedy=INVALID)
 
 
-def _captures_ordered(graph: onnx_ir.Graph) -> bool:
-    """Whether values captured by subgraphs are produced before the node that holds the subgraph."""
-    produced: set[onnx_ir.Node] = set()
-    for node in graph:
-        for sub in _graphs_of(node) if node.attributes else ():
-            for inner in sub.all_nodes():
-                for value in inner.inputs:
-                    producer = value.producer() if value is not None else None
-                    if producer is not None and producer.graph is graph and producer not in produced:
-                        return False
-        produced.add(node)
-    return True
+def _node_name(node: onnx.NodeProto) -> str:
+    return f"node {node.name!r}" if node.name else f"{node.op_type} node"
 
 
-def _check_defined(graph: onnx_ir.Graph, outer: set[onnx_ir.Value], where: str) -> None:
-    known = outer | set(graph.inputs) | set(graph.initializers.values())
-    for node in graph:
-        known.update(node.outputs)
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in known:
-                raise InputError(
-                    f"input {value.name!r} is defined nowhere",
-                    where=f"{where}: node {node.name or node.op_type!r}",
-                    remedy="the model is invalid; export it again",
-                )
-
-
-def _check_function_recursion(model: onnx_ir.Model, where: str) -> None:
-    calls = {
-        key: {n.op_identifier() for n in function.all_nodes()} & set(model.functions)
-        for key, function in model.functions.items()
-    }
-    state: dict[tuple[str, str, str], int] = {}
-    for root in calls:
-        stack = [(root, iter(calls[root]))]
-        if state.get(root):
-            continue
-        state[root] = 1
-        while stack:
-            key, rest = stack[-1]
-            follower = next(rest, None)
-            if follower is None:
-                state[key] = 2
-                stack.pop()
-            elif state.get(follower) == 1:
-                raise InputError(f"function {follower[0]}::{follower[1]} calls itself", where=where)
-            elif not state.get(follower):
-                state[follower] = 1
-                stack.append((follower, iter(calls[follower])))
-
-
-def _check_tensor_size(tensor: onnx_ir.TensorProtocol, name: str, where: str) -> None:
-    """`raw_data` and the typed fields must hold as many elements as the shape says; nothing is decoded."""
-    raw = getattr(tensor, "raw", None)
-    if not isinstance(raw, onnx.TensorProto):
-        return
-    if any(d < 0 for d in raw.dims) or math.prod(raw.dims) > _MAX_ELEMENTS:
-        raise InputError(f"tensor {name!r} has the absurd shape {list(raw.dims)}", where=where)
-    if raw.HasField("raw_data") and len(raw.raw_data) != tensor.nbytes:
-        raise InputError(
-            f"tensor {name!r} holds {len(raw.raw_data)} bytes, its type and shape take {tensor.nbytes}",
-            where=where,
-            remedy="the file is damaged",
-        )
+def _check_names(kind: str, names: list[str], where: str) -> None:
+    if len(set(names)) != len(names):
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise InputError(f"{kind} {name!r} is defined twice", where=where, remedy=INVALID)
+            seen.add(name)
+    for name in names:
+        if type(name) is not str:
+            check_text(name, where)
+        if not name:
+            raise InputError(f"an {kind} has no name", where=where, remedy=INVALID)
