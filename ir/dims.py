@@ -207,7 +207,7 @@ def maximum(left: Size, right: Size) -> Size:
 
 
 def _canonical(terms: dict[_Monomial, int]) -> Size:
-    if any(factor == 0 for factor in terms.values()):
+    if 0 in terms.values():
         terms = {monomial: factor for monomial, factor in terms.items() if factor}
     if not terms:
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -46,7 +47,9 @@ class Work:
 
 def shape_of(value: ir.Value) -> tuple[Size, ...]:
     """The recorded shape of a tensor value, as expressions."""
-    if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+    kind = value.type
+    # The exact type first: it is nearly always this one, and isinstance is slow on these classes.
+    if type(kind) is not ir.TensorType and isinstance(kind, ir.SequenceType | ir.OptionalType):
         raise UnknownCost(f"value {value.name!r} is not a tensor")
     shape: ir.ShapeProtocol | None = value.shape
     if shape is None:
@@ -54,15 +57,26 @@ def shape_of(value: ir.Value) -> tuple[Size, ...]:
         if tensor is None:
             raise UnknownCost(f"value {value.name!r} has no recorded shape")
         shape = tensor.shape
-    return tuple(_size_of(extent, value, axis) for axis, extent in enumerate(shape))
-
-
-def _size_of(extent: int | ir.SymbolicDimProtocol, value: ir.Value, axis: int) -> Size:
-    if isinstance(extent, int):
-        return extent
-    if extent.value is None:
+    sizes = _sizes_of(tuple(shape))
+    if sizes is None:
+        axis = next(n for n, extent in enumerate(shape) if not isinstance(extent, int) and extent.value is None)
         raise UnknownCost(f"dimension {axis} of value {value.name!r} is unknown")
-    return parse_dim(extent.value)
+    return sizes
+
+
+# A model has few distinct shapes and many values of each.
+@lru_cache(maxsize=4096)
+def _sizes_of(extents: tuple[int | ir.SymbolicDimProtocol, ...]) -> tuple[Size, ...] | None:
+    """The extents as expressions; None when one is unknown."""
+    sizes: list[Size] = []
+    for extent in extents:
+        if isinstance(extent, int):
+            sizes.append(extent)
+        elif extent.value is None:
+            return None
+        else:
+            sizes.append(parse_dim(extent.value))
+    return tuple(sizes)
 
 
 def dtype_of(value: ir.Value) -> ir.DataType:
@@ -77,14 +91,24 @@ def dtype_of(value: ir.Value) -> ir.DataType:
 
 def bytes_of(value: ir.Value) -> Size:
     """Bytes of a tensor value; types below 8 bits are packed."""
-    return _packed_bytes(multiply_all(shape_of(value)), value)
+    return _packed_bytes(_n_elements(shape_of(value)), value)
+
+
+@lru_cache(maxsize=4096)
+def _n_elements(shape: tuple[Size, ...]) -> Size:
+    return multiply_all(shape)
+
+
+@lru_cache(maxsize=4096)
+def _packed(n_elements: Size, bitwidth: int) -> Size:
+    return ceil_divide(n_elements * bitwidth, 8)
 
 
 def _packed_bytes(n_elements: Size, value: ir.Value) -> Size:
     dtype = dtype_of(value)
     if dtype == ir.DataType.STRING:
         raise UnknownCost(f"value {value.name!r} holds strings")
-    return ceil_divide(n_elements * dtype.bitwidth, 8)
+    return _packed(n_elements, dtype.bitwidth)
 
 
 def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
@@ -136,13 +160,13 @@ class NodeView:
 
     def count(self, index: int) -> Size:
         """Elements of an input."""
-        return multiply_all(self.shape(index))
+        return _n_elements(self.shape(index))
 
     def out_shape(self, index: int = 0) -> tuple[Size, ...]:
         return shape_of(self.node.outputs[index])
 
     def out_count(self, index: int = 0) -> Size:
-        return multiply_all(self.out_shape(index))
+        return _n_elements(self.out_shape(index))
 
     def has_output(self, index: int) -> bool:
         return index < len(self.node.outputs) and bool(self.node.outputs[index].name)
