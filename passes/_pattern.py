@@ -15,6 +15,7 @@ from opgraft.passes._pass import NoMatch, PassContext, Replacement
 from opgraft.passes._rewriter import Rewriter
 from opgraft.passes._worklist import NodePass
 
+# Max and Min are not among them: of zeros of different sign the runtime returns the first or the second operand.
 COMMUTATIVE = frozenset(
     {
         "Add",
@@ -23,8 +24,6 @@ COMMUTATIVE = frozenset(
         "Or",
         "Xor",
         "Equal",
-        "Max",
-        "Min",
         "Sum",
         "Mean",
         "BitwiseAnd",
