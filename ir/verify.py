@@ -148,7 +148,7 @@ class Verifier:
         try:
             for case in cases:
                 binding = case.name.partition(", ")[2]
-                if len(truths) >= _MAX_CASES or binding in failures:
+                if len(truths) >= _MAX_CASES or (binding and binding in failures):
                     continue
                 if _is_repetition(case, truths):
                     continue
@@ -275,8 +275,9 @@ class Verifier:
 def _is_repetition(case: InputCase, truths: Sequence[_Truth]) -> bool:
     """After two bindings have shown every style, further ones bring only their sizes."""
     style, _, binding = case.name.partition(", ")
-    bindings = {t.case.name.partition(", ")[2] for t in truths if t.case.name != "example"}
-    return binding not in list(bindings)[:1] and len(bindings) >= 2 and style not in ("random", "padded left")
+    seen = [t.case.name.partition(", ")[2] for t in truths]
+    complete = list(dict.fromkeys(name for name in seen if name))[:2]
+    return len(complete) == 2 and binding not in ("", *complete) and style not in ("random", "padded left")
 
 
 def _try_reference(reference: Reference, case: InputCase) -> dict[str, np.ndarray] | None:
