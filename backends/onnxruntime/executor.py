@@ -245,6 +245,18 @@ class Executor:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
 
+    def start(self) -> None:
+        """Start the child now if there is none; does not wait for it."""
+        with self._lock:
+            self._living_child()
+
+    def _living_child(self) -> ChildProcess:
+        if self._closed:
+            raise RuntimeError("this Executor is closed")
+        if self._child is None or not self._child.alive:
+            self._child = self._start()
+        return self._child
+
     def _start(self) -> ChildProcess:
         limit = self._memory_limit_bytes
         return ChildProcess(available_memory_bytes() if limit is None else limit)
@@ -275,16 +287,11 @@ class Executor:
         time_limit_s: float | None = None,
     ) -> tuple[dict[str, Any], list[Array]]:
         with self._lock:
-            if self._closed:
-                raise RuntimeError("this Executor is closed")
-            if self._child is None or not self._child.alive:
-                self._child = self._start()
+            child = self._living_child()
             released = [self._released.popleft() for _ in range(len(self._released))]
             parts = frame_parts({**request, "release": released}, buffers)
             try:
-                return self._child.exchange(
-                    parts, self.time_limit_s if time_limit_s is None else time_limit_s
-                )
+                return child.exchange(parts, self.time_limit_s if time_limit_s is None else time_limit_s)
             except ExecutionFailure as failure:
                 raise failure.at(where) from None
 
