@@ -240,21 +240,22 @@ def test_cycle_and_bad_order_are_refused():
 
 
 def deep_graph(n_nodes):
-    """A chain with a mask that every fifth node reads, and residuals: the worst case for dominators."""
-    x, mask = tensor("x", [2]), tensor("mask", [2])
-    shared = tensor("shared", [2])
-    nodes = [ir.Node("", "M", [mask], outputs=[shared], name="m")]
+    """A chain, then as many nodes that each read from near its end and near its start.
+
+    Walking up from one to the other by single steps would make dominators quadratic.
+    """
+    x = tensor("x", [2])
     values = [x]
-    for number in range(n_nodes):
-        read = [values[-1]]
-        if number % 5 == 0:
-            read.append(shared)
-        if number % 5 == 4 and len(values) > 4:
-            read.append(values[-4])
+    nodes = []
+    for number in range(n_nodes // 2):
         made = tensor(f"v{number}", [2])
-        nodes.append(ir.Node("", "N", read, outputs=[made], name=f"n{number}"))
+        nodes.append(ir.Node("", "N", [values[-1]], outputs=[made], name=f"n{number}"))
         values.append(made)
-    return ir.Graph([x, mask], [values[-1]], nodes=nodes, opset_imports={"": 21})
+    for number in range(n_nodes // 2):
+        read = [values[-1 - number % 50], values[1 + number % 50]]
+        nodes.append(ir.Node("", "S", read, outputs=[tensor(f"s{number}", [2])], name=f"s{number}"))
+    last = [node.outputs[0] for node in nodes[-3:]]
+    return ir.Graph([x], last, nodes=nodes, opset_imports={"": 21})
 
 
 def count_steps(action):
