@@ -56,7 +56,11 @@ def _from_gemm(node: onnx_ir.Node, op: Rewriter) -> Replacement | NoMatch:
         return refused
     if int_attribute(node, "transA", 0):
         x = op.Transpose(x, perm=[1, 0])
-    product = op.op("MatMul", [x, _weight(node, weight, tensor, alpha, op)], like=node.outputs[0])[0]
+    operand = _weight(node, weight, tensor, alpha, op)
+    product = op.op("MatMul", [x, operand], like=node.outputs[0])[0]
+    if product.shape is None and operand.shape is not None:
+        # Gemm says that it is a matrix, MatMul does not.
+        product.type, product.shape = operand.type, onnx_ir.Shape([None, operand.shape[1]])
     if bias is None or beta == 0.0:
         return [product]
     if beta != 1.0:

@@ -51,8 +51,8 @@ def _add_bias(node: onnx_ir.Node, op: Rewriter) -> Replacement | NoMatch:
         return NoMatch("no operand is a product", node)
     if is_op(layer, "Gemm") and len(layer.inputs) > 2 and layer.inputs[2] is not None:
         return NoMatch("the product has a bias already", layer)
-    refused = check_single_use(product, node) or check_literal(layer) or _check_matrices(layer)
-    refused = refused or _check_bias(bias, layer)
+    refused = check_single_use(product, node) or check_literal(layer)
+    refused = refused or (_check_matrices(layer) if is_op(layer, "MatMul") else None) or _check_bias(bias, layer)
     if refused is not None:
         return refused
     attributes = {name: a.value for name, a in layer.attributes.items() if name != "beta"}
@@ -60,10 +60,17 @@ def _add_bias(node: onnx_ir.Node, op: Rewriter) -> Replacement | NoMatch:
 
 
 def _check_matrices(layer: onnx_ir.Node) -> NoMatch | None:
-    for value in layer.inputs[:2]:
-        if value is None or value.shape is None or len(value.shape) != 2:
-            return NoMatch("an operand is not known to be a matrix", value if value is not None else layer)
+    """The right operand must be known to be a matrix, and the left one, or the product, which then has its rank."""
+    left, right = layer.inputs
+    if not _is_matrix(right):
+        return NoMatch("the right operand is not known to be a matrix", right)
+    if not _is_matrix(left) and not _is_matrix(layer.outputs[0]):
+        return NoMatch("the left operand is not known to be a matrix", left)
     return None
+
+
+def _is_matrix(value: onnx_ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) == 2
 
 
 def _check_bias(bias: onnx_ir.Value | None, layer: onnx_ir.Node) -> NoMatch | None:
@@ -106,6 +113,6 @@ def _transposed_matrix(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
     if producer is None or not is_op(producer, "Transpose") or check_literal(producer) is not None:
         return None
     source, permutation = producer.inputs[0], producer.attributes.get("perm")
-    if source is None or source.shape is None or len(source.shape) != 2:
+    if not _is_matrix(source):
         return None
     return source if permutation is None or list(permutation.as_ints()) == [1, 0] else None
