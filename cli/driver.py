@@ -8,53 +8,35 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from opgraft.cli.decisions import Decisions, fingerprint
-from opgraft.cli.report import PassReport, Report, count_nodes
-from opgraft.ir.capture_onnx import capture_onnx
-from opgraft.ir.errors import OutputError, UsageError
+from opgraft.cli.options import DEFAULT_PIPELINE, Options
+from opgraft.cli.report import Report, count_nodes
+from opgraft.ir.capture import capture
+from opgraft.ir.errors import UsageError
 from opgraft.ir.program import Program
-from opgraft.ir.save import check_output, data_path, save
+from opgraft.ir.save import check_output, check_sources, save
+from opgraft.ir.target import HOST, Target
 from opgraft.passes._pass import Contract, PassContext
-from opgraft.passes._pipeline import Instrument, Pipeline, StageResult
+from opgraft.passes._pipeline import Group, Pipeline, Stage, StageResult
 
 if TYPE_CHECKING:
-    import numpy as np
     from opgraft.backends.onnxruntime.evaluator import ConstantEvaluator
     from opgraft.backends.onnxruntime.executor import Executor
+    from opgraft.cli.decisions import Decisions
+    from opgraft.ir.inputs import InputCase
+    from opgraft.ir.regions import RegionRecorder
     from opgraft.ir.verify import Verifier
+    from opgraft.passes._pipeline import Instrument
 
-DEFAULT_PIPELINE = "optimize"
-Verify = Literal["off", "final", "each"]
+__all__ = ["DEFAULT_PIPELINE", "Attempt", "Driver", "Options", "Result", "optimize"]
+
 Progress = Callable[[str], AbstractContextManager[Any]]
-
-
-@dataclass
-class Options:
-    """How to run; the command line's options have the same names."""
-
-    passes: str | Pipeline = DEFAULT_PIPELINE
-    """Pipeline text or an object."""
-    target: str = "cpu"
-    verify: Verify = "final"
-    measure: bool = True
-    threads: tuple[int, ...] = (1, 2)
-    force: bool = False
-    dry_run: bool = False
-    allow_unverified: bool = False
-    decisions: Decisions | None = None
-    use_cache: bool = True
-    explain: bool = False
-    instruments: list[Instrument] = field(default_factory=list)
-    calibration: Mapping[str, np.ndarray] | None = None
-    seed: int = 0
-    memory_limit_bytes: int | None = None
-    time_limit_s: float = 300.0
 
 
 @dataclass
@@ -64,48 +46,50 @@ class Attempt:
     program: Program
     context: PassContext
     stages: list[StageResult]
-    recorder: Any = None
+    recorder: RegionRecorder | None = None
 
     @property
     def contract(self) -> Contract:
         kinds = {r.contract for r in self.context.rewrites}
         return Contract.EXACT if kinds <= {Contract.EXACT} else Contract.NUMERIC
 
+    @property
+    def fired(self) -> set[str]:
+        """Names of the passes that rewrote something."""
+        return {r.pass_name for r in self.context.rewrites}
+
 
 class Driver:
     """Holds what one run shares: the input, the child processes, the report."""
 
-    def __init__(self, source: str | Path | Program, options: Options, progress: Progress | None = None) -> None:
+    def __init__(self, source: Any, options: Options, progress: Progress | None = None) -> None:
+        """`source` is a path or whatever `capture` takes without example inputs."""
         self.options = options
         self.progress: Progress = progress or (lambda _: nullcontext())
-        wanted = options.decisions.pipeline if options.decisions else options.passes
-        self.pipeline = wanted if isinstance(wanted, Pipeline) else Pipeline.parse(wanted)
-        self.pipeline.instruments = [*self.pipeline.instruments, *options.instruments]
-        from opgraft.ir.target import Target
-
-        self.target = Target.load(options.target)
+        self.pipeline = _pipeline_of(options)
+        if options.target != HOST:
+            Target.load(options.target)
         start = time.perf_counter()
         with self.progress("capture"):
-            self._source = source
-            self.original = source if isinstance(source, Program) else capture_onnx(source)
-        self.report = Report(
-            source=str(self.original.path or "program"), target=options.target, pipeline=str(self.pipeline)
-        )
+            self.original = capture(source)
+        self.report = Report(str(self.original.path or "program"), target=options.target, pipeline=str(self.pipeline))
         self.report.notes += self.original.notes
         self.report.seconds["capture"] = time.perf_counter() - start
         self.report.nodes_before = count_nodes(self.original)
-        self.fingerprint = fingerprint(self.original) if options.measure or options.decisions else ""
         self.taken_back: dict[str, str] = {}
         if options.decisions is not None:
-            if options.decisions.fingerprint != self.fingerprint:
-                raise UsageError("the decisions file belongs to another model", remedy="make a new one without it")
+            options.decisions.check(self.fingerprint, options.target)
             self.taken_back.update(options.decisions.taken_back)
+        self.blocked = self._newer_than_known()
+        """Why no pass may run on this model; empty when they may."""
+        self.given = self._given_inputs()
         self.verifier: Verifier | None = None
         self.reproducer_folder: Path | None = None
-        """Where models that reproduce a refuted rewrite are written."""
+        """The folder for models that reproduce refuted rewrites; None where nothing is written."""
         self._folder: Path | None = None
         self._executor: Executor | None = None
         self._evaluator: ConstantEvaluator | None = None
+        self._n_stages: int | None = None
 
     # -- resources ---------------------------------------------------------------------------------------------
 
@@ -137,28 +121,74 @@ class Driver:
             self._folder = Path(tempfile.mkdtemp(prefix=".opgraft-", dir=parent))
         return self._folder
 
-    def _evaluate(self) -> ConstantEvaluator:
+    def _evaluate(self, model: bytes) -> Any:
+        # Most models have nothing to fold on the executor: its modules are imported with the first constant.
         if self._evaluator is None:
             from opgraft.backends.onnxruntime.evaluator import ConstantEvaluator
 
             self._evaluator = ConstantEvaluator()
-        return self._evaluator
+        return self._evaluator(model)
+
+    # -- facts -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        from opgraft.cli.decisions import fingerprint
+
+        return fingerprint(self.original)
+
+    @cached_property
+    def target(self) -> Target:
+        return Target.load(self.options.target)
+
+    @property
+    def is_foreign(self) -> bool:
+        """The target is another machine."""
+        return self.options.target != HOST
+
+    def _newest_opset(self) -> int:
+        # Asking the runtime costs its import; one pass wants to know.
+        wanted = self.is_foreign or any(p.name == "upgrade-opset" for p in self.pipeline.passes)
+        return (self.target.newest_opset or 0) if wanted else 0
+
+    def _newer_than_known(self) -> str:
+        import onnx
+
+        newest = onnx.defs.onnx_opset_version()
+        if self.original.opset <= newest or self.options.allow_unverified:
+            return ""
+        return f"operator set {self.original.opset} is newer than the newest known ({newest})"
+
+    def _given_inputs(self) -> list[InputCase]:
+        if not self.options.inputs:
+            return []
+        from opgraft.cli.given_inputs import check_inputs
+
+        return [check_inputs(self.original, arrays, str(i + 1)) for i, arrays in enumerate(self.options.inputs)]
 
     # -- rewriting ---------------------------------------------------------------------------------------------
 
-    def fresh(self) -> Program:
-        """The input again, free to be changed."""
-        return self.original.clone()
+    def attempt(
+        self,
+        *,
+        max_rewrites: int | None = None,
+        record: bool = False,
+        only: int | None = None,
+        in_place: bool = False,
+        instruments: list[Instrument] | None = None,
+    ) -> Attempt:
+        """Run the pipeline on a fresh copy, without the passes that were taken back.
 
-    def attempt(self, *, max_rewrites: int | None = None, record: bool = False, only: int | None = None) -> Attempt:
-        """Run the pipeline on a fresh copy, without the passes that were taken back."""
-        program = self.fresh()
+        `in_place` rewrites the captured program itself: no further attempt is then possible.
+        """
+        program = self.original if in_place else self.original.clone()
+        disabled = {p.name for p in self.pipeline.passes} if self.blocked else set(self.taken_back)
         context = PassContext(
             program,
-            evaluate=self._evaluate(),
-            disabled=frozenset(self.taken_back),
+            evaluate=self._evaluate,
+            disabled=frozenset(disabled),
             max_rewrites=max_rewrites,
-            newest_opset=self.target.newest_opset or 0,
+            newest_opset=self._newest_opset(),
             keep_near_misses=self.options.explain,
         )
         recorder = None
@@ -167,14 +197,50 @@ class Driver:
 
             recorder = RegionRecorder(program, only=only)
             context.recorder = recorder
-        stages = self.pipeline.run(program, context)
+        is_first = self._n_stages is None
+        watching = [*(instruments or []), *((*self.pipeline.instruments, *self.options.instruments) if is_first else ())]
+        stages = Pipeline(self.pipeline.stages[: self._n_stages], watching).run(program, context)
+        if is_first:
+            # An instrument may have ended the run: all others end there as well.
+            self._n_stages = len(stages)
         return Attempt(program, context, stages, recorder)
 
     def write(self, attempt: Attempt, name: str) -> Path:
         """Save a candidate into the temporary folder."""
+        return self.write_program(attempt.program, name)
+
+    def write_program(self, program: Program, name: str) -> Path:
         path = self.folder() / name
-        save(attempt.program, path, force=True)
+        save(program, path, force=True)
         return path
+
+
+def _pipeline_of(options: Options) -> Pipeline:
+    decided = options.decisions.pipeline if options.decisions is not None else None
+    is_default = options.passes == DEFAULT_PIPELINE and options.opset is None
+    wanted = decided if decided is not None and is_default else options.passes
+    pipeline = wanted if isinstance(wanted, Pipeline) else Pipeline.parse(wanted)
+    stages = list(pipeline.stages)
+    if options.opset is not None:
+        stages += Pipeline.parse(f"upgrade-opset{{version={options.opset}}}").stages
+    if options.stop_after is not None:
+        stages = stages[: find_stage(stages, options.stop_after, last=True) + 1]
+    pipeline = Pipeline(stages, list(pipeline.instruments))
+    if decided is not None and str(pipeline) != decided:
+        raise UsageError(
+            "the decisions file belongs to another pipeline", remedy="leave out --passes, --opset and --stop-after"
+        )
+    return pipeline
+
+
+def find_stage(stages: list[Stage], name: str, *, last: bool = False) -> int:
+    """The index of the first or last stage that is, or holds, the pass `name`. Raises UsageError."""
+    members = [{p.name for p in s.passes} if isinstance(s, Group) else {s.name} for s in stages]
+    found = [i for i, names in enumerate(members) if name in names]
+    if not found:
+        known = ", ".join(sorted(set().union(*members)))
+        raise UsageError(f"no stage of the pipeline holds a pass named {name!r}", remedy=f"it has: {known}")
+    return found[-1 if last else 0]
 
 
 @dataclass
@@ -183,7 +249,8 @@ class Result:
 
     program: Program
     report: Report
-    decisions: Decisions
+    decisions: Decisions | None = None
+    """What replays this run; None when nothing was verified or measured."""
     output: Path | None = None
 
     def save(self, output: str | Path, *, force: bool = False) -> None:
@@ -201,7 +268,7 @@ class Result:
 
 
 def optimize(
-    source: str | Path | Program,
+    source: Any,
     output: str | Path | None = None,
     *,
     options: Options | None = None,
@@ -212,90 +279,54 @@ def optimize(
     Raises an OpgraftError on bad input, unknown options, and outputs that cannot be written. A rewrite that fails
     verification is taken back and named in the report; that is no error.
     """
+    from opgraft.cli.emit import emit, fill_report
+
+    options = options or Options()
+    destination = Path(output) if output is not None and not options.dry_run else None
+    if destination is not None:
+        origin = source.path if isinstance(source, Program) else source
+        known = Path(origin) if isinstance(origin, (str, Path)) else None
+        check_output(destination, known if known is not None and known.exists() else None, force=options.force)
+    with Driver(source, options, progress) as driver:
+        if destination is not None:
+            check_sources(driver.original, destination)
+            if not options.is_rewrite_only:
+                driver.folder(beside=destination)
+            driver.reproducer_folder = destination.with_suffix(".refuted")
+        start = time.perf_counter()
+        with driver.progress("rewrite"):
+            attempt = driver.attempt(
+                record=options.verify != "off",
+                in_place=options.is_rewrite_only and not isinstance(source, Program),
+            )
+        driver.report.seconds["rewrite"] = time.perf_counter() - start
+        attempt, candidate = _judge(driver, attempt, Path(output).name if output is not None else "candidate.onnx")
+        if destination is not None:
+            emit(attempt.program, candidate, destination, options.force)
+        fill_report(driver, attempt, destination)
+        return Result(attempt.program, driver.report, _decisions(driver), destination)
+
+
+def _judge(driver: Driver, attempt: Attempt, name: str) -> tuple[Attempt, Path | None]:
+    """What is left of the attempt after verification and measurement, and where it was saved for them."""
+    options = driver.options
+    if options.is_rewrite_only:
+        driver.report.outcome_reason = driver.blocked or "verification is off"
+        return attempt, None
     from opgraft.cli.prove import prove
     from opgraft.cli.weigh import weigh
 
-    options = options or Options()
-    destination = Path(output) if output is not None else None
-    if destination is not None and not options.dry_run:
-        _check_destination(source, destination, options)
-    with Driver(source, options, progress) as driver:
-        report = driver.report
-        if destination is not None and not options.dry_run:
-            driver.folder(beside=destination)
-            driver.reproducer_folder = destination.parent
-        start = time.perf_counter()
-        with driver.progress("rewrite"):
-            attempt = driver.attempt(record=options.verify != "off")
-        report.seconds["rewrite"] = time.perf_counter() - start
-        candidate = None
-        if not options.dry_run or options.verify != "off" or options.measure:
-            name = destination.name if destination is not None else "candidate.onnx"
-            if options.verify != "off" or options.measure:
-                attempt, candidate = prove(driver, attempt, name)
-                if options.measure and options.decisions is None:
-                    attempt, candidate = weigh(driver, attempt, candidate, name)
-        _fill_report(driver, attempt)
-        if destination is not None and not options.dry_run:
-            _emit(attempt.program, candidate, destination, options)
-            report.output = str(destination)
-            report.bytes_after = _file_bytes(destination)
-        decisions = Decisions(driver.fingerprint, str(driver.pipeline), dict(driver.taken_back))
-        return Result(attempt.program, report, decisions, destination if not options.dry_run else None)
+    attempt, candidate = prove(driver, attempt, name)
+    if options.decisions is not None:
+        driver.report.decision = "replayed"
+    elif options.measure:
+        attempt, candidate = weigh(driver, attempt, candidate, name)
+    return attempt, candidate
 
 
-def _check_destination(source: str | Path | Program, destination: Path, options: Options) -> None:
-    origin = source.path if isinstance(source, Program) else Path(source)
-    if origin is not None and origin.exists():
-        check_output(destination, origin, force=options.force)
+def _decisions(driver: Driver) -> Decisions | None:
+    if driver.options.is_rewrite_only:
+        return None
+    from opgraft.cli.decisions import Decisions
 
-
-def _emit(program: Program, candidate: Path | None, destination: Path, options: Options) -> None:
-    if candidate is None:
-        save(program, destination, force=options.force)
-        return
-    try:
-        data = data_path(candidate)
-        if data.exists():
-            data.replace(data_path(destination))
-        candidate.replace(destination)
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(destination)) from None
-
-
-def _fill_report(driver: Driver, attempt: Attempt) -> None:
-    report = driver.report
-    report.nodes_after = count_nodes(attempt.program)
-    report.contract = attempt.contract.value
-    report.bytes_before = _file_bytes(driver.original.path)
-    seconds = attempt.context.facts.get("seconds", {})
-    counts: dict[str, int] = {}
-    for rewrite in attempt.context.rewrites:
-        counts[rewrite.pass_name] = counts.get(rewrite.pass_name, 0) + 1
-    contracts = {p.name: p.contract.value for p in driver.pipeline.passes}
-    checked = report.evidence.get("regions", {})
-    report.passes = [
-        PassReport(
-            name,
-            contracts[name],
-            counts.get(name, 0),
-            seconds.get(name, 0.0),
-            driver.taken_back.get(name, ""),
-            checked.get(name, 0),
-        )
-        for name in dict.fromkeys(p.name for p in driver.pipeline.passes)
-    ]
-    report.near_misses = {
-        name: sorted({str(m) for m in misses}) for name, misses in attempt.context.near_misses.items()
-    }
-
-
-def _file_bytes(path: Path | None) -> int:
-    if path is None or not path.exists():
-        return 0
-    from opgraft.ir.external import all_tensors
-
-    total = path.stat().st_size
-    program = capture_onnx(path)
-    files = {str(getattr(t, "path", "")) for _, t in all_tensors(program.model)} - {"", str(path)}
-    return total + sum(Path(f).stat().st_size for f in files if Path(f).is_file())
+    return Decisions(driver.fingerprint, str(driver.pipeline), driver.options.target, dict(driver.taken_back))

@@ -3,12 +3,13 @@
 Exit codes: 0 verified and written; 1 a bug of opgraft; 2 wrong usage; 3 bad input; 4 the output cannot be written;
 5 an optional package is missing; 6 the runtime rejected or did not survive the model; 7 a rewrite was refuted and taken
 back (the rest is verified and written); 8 not verified: written unchanged, or as far as local evidence goes;
-130 interrupted.
+130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -84,11 +85,14 @@ def main(args: Sequence[str] | None = None) -> Any:
     # A graph is one large cycle that lives to the end: looking for garbage in it at every 700 new objects takes a
     # third of the time of a 16,000-node model. Arrays are freed by their reference counts as ever.
     gc.set_threshold(500_000, 50, 50)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(args=list(args) if args is not None else None, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -103,6 +107,11 @@ def main(args: Sequence[str] | None = None) -> Any:
     except Exception as error:  # noqa: BLE001 - the last resort decides what is a bug
         _report(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(*_: object) -> None:
+    # Unwinds the stack, so that temporary files and child processes go too.
+    sys.exit(143)
 
 
 def _report(error: Exception) -> None:

@@ -53,6 +53,10 @@ def command(**arguments: Any) -> int:
 
 
 def default_output(model: Path) -> Path:
+    if not model.name:
+        from opgraft.ir.errors import InputError
+
+        raise InputError("this is a folder", where=str(model), remedy="name the .onnx file in it")
     return model.with_name(f"{model.stem}.opt.onnx")
 
 

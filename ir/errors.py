@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Longer than any sentence of ours with a path in it.
+_MAX_PART_CHARS = 600
+
 
 class OpgraftError(Exception):
     """An error with a place and a remedy, printed on one line without a traceback."""
@@ -15,8 +18,18 @@ class OpgraftError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text} ({self.remedy})" if self.remedy else text
+        what, where, remedy = _one_line(self.what), _one_line(self.where), _one_line(self.remedy)
+        text = f"{where}: {what}" if where else what
+        return f"{text} ({remedy})" if remedy else text
+
+
+def _one_line(text: str) -> str:
+    """Names come from files: line breaks and terminal codes are escaped, the middle of endless ones is left out."""
+    if len(text) > _MAX_PART_CHARS:
+        text = f"{text[: _MAX_PART_CHARS // 2]} ... {text[-_MAX_PART_CHARS // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(OpgraftError, ValueError):

@@ -55,26 +55,24 @@ class _Weight:
 _Detached = tuple[onnx_ir.Value, onnx_ir.TensorProtocol]
 
 
-def save(program: Program, output: str | Path, *, force: bool = False, external: bool | None = None) -> None:
+def save(program: Program, output: str | Path, *, force: bool = False, external: bool | None = None) -> list[Path]:
     """Write `program` to `output`; nothing is left behind when that fails, and the input file is never touched.
 
     Weights stay inline unless the input kept them outside or they exceed protobuf's limit; then they go to
-    `<output>.data`. `external` decides otherwise. Raises OutputError.
+    `<output>.data`. `external` decides otherwise. Returns the files written. Raises OutputError.
     """
     path = Path(output)
     check_output(path, program.path, force=force)
     check_sources(program, path)
-    n_bytes = _weight_bytes(program.model)
     if external is None:
-        external = _has_external_data(program) or n_bytes > _MAX_INLINE_BYTES
-    if not external and n_bytes > _MAX_INLINE_BYTES:
+        external = _writes_data_file(program)
+    elif not external and _weight_bytes(program.model) > _MAX_INLINE_BYTES:
         raise OutputError("the weights are too large for one file", where=str(path), remedy="let them be external")
     temporaries: list[Path] = []
     try:
         if external:
-            _save_external(program, path, temporaries)
-        else:
-            _save_inline(program, path, temporaries)
+            return _save_external(program, path, temporaries)
+        return _save_inline(program, path, temporaries)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -84,11 +82,14 @@ def save(program: Program, output: str | Path, *, force: bool = False, external:
             temporary.unlink(missing_ok=True)
 
 
-def _has_external_data(program: Program) -> bool:
-    return any(
-        isinstance(t, onnx_ir.ExternalTensor) and not (isinstance(t, FileTensor) and t.is_inline)
-        for _, t in all_tensors(program.model)
-    )
+def _writes_data_file(program: Program) -> bool:
+    """Whether `save` keeps weights outside the model file unless told otherwise."""
+    n_bytes = 0
+    for _, tensor in all_tensors(program.model):
+        if isinstance(tensor, onnx_ir.ExternalTensor) and not (isinstance(tensor, FileTensor) and tensor.is_inline):
+            return True
+        n_bytes += tensor.nbytes
+    return n_bytes > _MAX_INLINE_BYTES
 
 
 def _weight_bytes(model: onnx_ir.Model) -> int:
@@ -184,7 +185,7 @@ def _in_memory(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:
     )
 
 
-def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> None:
+def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> list[Path]:
     weights, detached = _detach_weights(program.graph)
     strays = [(replace, tensor, _in_memory(tensor)) for replace, tensor in _stray_tensors(program, detached)]
     proto = _message(program, detached, strays)
@@ -207,6 +208,7 @@ def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> None:
             file.write(prefix)
             _write_weight(file, weight.tensor, weight.n_bytes)
     os.replace(temporaries[-1], path)
+    return [path]
 
 
 def _write_weight(file: BinaryIO, tensor: _Tensor, n_bytes: int) -> None:
@@ -240,7 +242,7 @@ class _DataFile:
         return self._written[key]
 
 
-def _save_external(program: Program, path: Path, temporaries: list[Path]) -> None:
+def _save_external(program: Program, path: Path, temporaries: list[Path]) -> list[Path]:
     weights, detached = _detach_weights(program.graph)
     substitutes: list[tuple[Replace, Any, Any]] = []
     with open_temporary(data_path(path), temporaries) as file:
@@ -264,6 +266,7 @@ def _save_external(program: Program, path: Path, temporaries: list[Path]) -> Non
     with open_temporary(path, temporaries) as file:
         file.write(proto.SerializeToString(deterministic=True))
     publish(temporaries[1], temporaries[0] if has_data else None, path)
+    return [path, data_path(path)] if has_data else [path]
 
 
 def _moved(tensor: onnx_ir.ExternalTensor, location: str, offset: int) -> onnx_ir.ExternalTensor:
