@@ -198,9 +198,9 @@ def ceil_divide(numerator: Size, denominator: Size) -> Size:
 def maximum(left: Size, right: Size) -> Size:
     """`max(left, right)`, decided where the difference has one sign for all dims >= 0."""
     difference = left - right
-    if _never_negative(difference):
+    if never_negative(difference):
         return left
-    if _never_negative(-difference):
+    if never_negative(-difference):
         return right
     first, second = sorted((left, right), key=str)
     return Dim({((_Maximum(first, second), 1),): 1})
@@ -243,12 +243,20 @@ def _divide_term(monomial: _Monomial, factor: int, by: Mapping[_Monomial, int]) 
     return kept, factor // divisor_factor
 
 
-def _never_negative(size: Size) -> bool:
+def never_negative(size: Size) -> bool:
     """True only if `size` >= 0 whatever the dims (>= 0) are; False means undecided."""
     return all(
-        factor >= 0 and all(isinstance(atom, str) for atom, _ in monomial)
+        factor >= 0 and all(_atom_never_negative(atom) for atom, _ in monomial)
         for monomial, factor in _terms_of(size).items()
     )
+
+
+def _atom_never_negative(atom: _Atom) -> bool:
+    if isinstance(atom, str):
+        return True
+    if isinstance(atom, _Quotient):
+        return never_negative(atom.numerator) and never_negative(atom.denominator)
+    return never_negative(atom.left) or never_negative(atom.right)
 
 
 def _evaluate_atom(atom: _Atom, bindings: Mapping[str, int]) -> int:
