@@ -13,7 +13,7 @@ _PUBLIC = {
     "NoMatch": "opgraft.passes._pass",
     "NodePass": "opgraft.passes._worklist",
     "OpgraftError": "opgraft.ir.errors",
-    "Options": "opgraft.cli.driver",
+    "Options": "opgraft.cli.options",
     "Pass": "opgraft.passes._pass",
     "PassContext": "opgraft.passes._pass",
     "PatternPass": "opgraft.passes._pattern",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opgraft.cli.driver import Options, Result
-from opgraft.cli.driver import optimize as _optimize
-from opgraft.ir.capture import capture
-from opgraft.ir.verify import Verification
+if TYPE_CHECKING:
+    from opgraft.cli.driver import Result
+    from opgraft.ir.verify import Verification
 
 
 def optimize(
@@ -24,21 +23,30 @@ def optimize(
     """Optimize a model and return the result, written to `output` when that is given.
 
     `source` is what `capture` takes; a torch module needs example inputs. `options` are the fields of
-    `opgraft.cli.driver.Options`: `passes`, `target`, `verify`, `measure`, `force`, ...
+    `opgraft.Options`: `passes`, `target`, `verify`, `measure`, `force`, ... Raises an OpgraftError: UsageError,
+    InputError, OutputError, MissingExtraError.
     """
-    if isinstance(source, (str, Path)):
-        program: Any = source
-    else:
+    from opgraft.cli.driver import optimize as run
+    from opgraft.cli.options import Options
+    from opgraft.ir.capture import capture
+
+    wanted = Options.of(**options)
+    if not isinstance(source, (str, Path)):
         extra = {"dynamic_shapes": dynamic_shapes} if dynamic_shapes is not None else {}
-        program = capture(source, example_args, example_kwargs, **extra)
-    return _optimize(program, output, options=Options(**options))
+        source = capture(source, example_args, example_kwargs, **extra)
+    return run(source, output, options=wanted)
 
 
 def verify(original: str | Path, candidate: str | Path, *, contract: str = "numeric", seed: int = 0) -> Verification:
     """Compare two model files on generated inputs under `exact` or `numeric`."""
     from opgraft.backends.onnxruntime.executor import Executor
     from opgraft.ir.capture_onnx import capture_onnx
+    from opgraft.ir.errors import UsageError
     from opgraft.ir.verify import Verifier
 
+    if contract not in ("exact", "numeric"):
+        raise UsageError(f"contract {contract!r} is unknown", remedy="exact or numeric")
+    program = capture_onnx(original)
+    capture_onnx(candidate)
     with Executor() as executor:
-        return Verifier(capture_onnx(original), Path(original), executor, seed=seed).verify(Path(candidate), contract)
+        return Verifier(program, Path(original), executor, seed=seed).verify(Path(candidate), contract)

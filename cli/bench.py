@@ -14,25 +14,30 @@ import click
 @click.argument("candidate", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), multiple=True, default=(1, 2), show_default=True)
 @click.option("--pairs", type=click.IntRange(min=6), default=25, show_default=True, help="Interleaved pairs.")
+@click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Measure on these.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(baseline: Path, candidate: Path, threads: tuple[int, ...], pairs: int, as_json: bool) -> None:
+def command(
+    baseline: Path, candidate: Path, threads: tuple[int, ...], pairs: int, inputs: Path | None, as_json: bool
+) -> None:
     """Measure CANDIDATE against BASELINE: interleaved runs, 95 % intervals, and BASELINE against itself."""
     from opgraft.backends.onnxruntime.executor import Executor
     from opgraft.backends.onnxruntime.timing import compare_latency, measure_footprint
-    from opgraft.cli.summary import _latency_line
-    from opgraft.cli.weigh import _latency
+    from opgraft.cli.given_inputs import check_inputs, read_inputs
+    from opgraft.cli.summary import footprint_line, latency_line
+    from opgraft.cli.weigh import latency_report
     from opgraft.ir.capture_onnx import capture_onnx
     from opgraft.ir.errors import ExecutionError
     from opgraft.ir.verify import Verifier
 
     program = capture_onnx(baseline)
     capture_onnx(candidate)
+    case = check_inputs(program, read_inputs(inputs), str(inputs)) if inputs is not None else None
     with Executor() as executor:
-        case = Verifier(program, baseline, executor).ordinary_case()
+        case = case or Verifier(program, baseline, executor).ordinary_case()
         if case is None:
             raise ExecutionError("no inputs were found that the model runs on", where=str(baseline))
         rows = [
-            _latency(compare_latency(executor, baseline, candidate, case.arrays, pairs=pairs, threads=n))
+            latency_report(compare_latency(executor, baseline, candidate, case.arrays, pairs=pairs, threads=n))
             for n in threads
         ]
     footprints = {str(m): asdict(measure_footprint(m, case.arrays)) for m in (baseline, candidate)}
@@ -43,8 +48,6 @@ def command(baseline: Path, candidate: Path, threads: tuple[int, ...], pairs: in
         return
     click.echo(f"inputs: {case.name}")
     for row in rows:
-        click.echo(_latency_line(row))
+        click.echo(latency_line(row))
     for name, footprint in footprints.items():
-        click.echo(
-            f"{name}: loads in {footprint['load_ms']:.0f} ms, peak {footprint['peak_bytes'] / (1 << 20):.0f} MiB"
-        )
+        click.echo(footprint_line(name, footprint))

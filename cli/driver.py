@@ -5,6 +5,7 @@ This is what the command `optimize` and `opgraft.optimize()` run.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -84,6 +85,8 @@ class Driver:
         """Why no pass may run on this model; empty when they may."""
         self.given = self._given_inputs()
         self.verifier: Verifier | None = None
+        self.is_deterministic: bool | None = None
+        """Whether two runs of the input agree; None while nobody asked."""
         self.reproducer_folder: Path | None = None
         """The folder for models that reproduce refuted rewrites; None where nothing is written."""
         self._folder: Path | None = None
@@ -198,7 +201,8 @@ class Driver:
             recorder = RegionRecorder(program, only=only)
             context.recorder = recorder
         is_first = self._n_stages is None
-        watching = [*(instruments or []), *((*self.pipeline.instruments, *self.options.instruments) if is_first else ())]
+        shown = [*self.pipeline.instruments, *self.options.instruments] if is_first else []
+        watching = [*shown, *(instruments or [])]
         stages = Pipeline(self.pipeline.stages[: self._n_stages], watching).run(program, context)
         if is_first:
             # An instrument may have ended the run: all others end there as well.
@@ -286,7 +290,9 @@ def optimize(
     if destination is not None:
         origin = source.path if isinstance(source, Program) else source
         known = Path(origin) if isinstance(origin, (str, Path)) else None
-        check_output(destination, known if known is not None and known.exists() else None, force=options.force)
+        # A missing input is the capture's to report.
+        if known is None or os.path.exists(known):
+            check_output(destination, known, force=options.force)
     with Driver(source, options, progress) as driver:
         if destination is not None:
             check_sources(driver.original, destination)

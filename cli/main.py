@@ -1,9 +1,16 @@
 """The commands `optimize` and `opgraft`: parse first, import rooms later, one line per error.
 
-Exit codes: 0 verified and written; 1 a bug of opgraft; 2 wrong usage; 3 bad input; 4 the output cannot be written;
-5 an optional package is missing; 6 the runtime rejected or did not survive the model; 7 a rewrite was refuted and taken
-back (the rest is verified and written); 8 not verified: written unchanged, or as far as local evidence goes;
-130 interrupted; 143 terminated.
+Exit codes:
+  0    done: verified and written; also with `--verify off`, and with `--allow-unverified` whatever the evidence
+  1    a bug of opgraft, with a traceback or asking for a report
+  2    wrong usage: an unknown option, pass or target, or decisions of another model
+  3    bad input: a model or data file that is missing, invalid or hostile
+  4    the output cannot be written, or exists
+  5    an optional package is missing
+  6    the runtime rejected or did not survive the model where an answer needs it (bench, mobile), or memory ran out
+  7    a rewrite was refuted and taken back, the rest is verified and written; `verify`: the models differ
+  8    not verified: written unchanged, or as far as local evidence goes; `verify`: it could not be found out
+  130  interrupted; 143 terminated
 """
 
 from __future__ import annotations
@@ -48,6 +55,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in SUBCOMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Subcommands, and files: the first word may be a model."""
+        from click.shell_completion import CompletionItem
+
+        items = [CompletionItem(n, help=text) for n, (_, text) in SUBCOMMANDS.items() if n.startswith(incomplete)]
+        return [*items, CompletionItem(incomplete, type="file")]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in SUBCOMMANDS and args[0] not in ("--help", "-h", "--version"):
             args = ["optimize", *args]
@@ -91,15 +105,12 @@ def main(args: Sequence[str] | None = None) -> Any:
         code = cli.main(args=list(args) if args is not None else None, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error of ours.
         sys.stderr.close()

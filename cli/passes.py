@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ def command(as_json: bool) -> None:
     from opgraft.passes._pipeline import NAMED, Pipeline
     from opgraft.passes._registry import known_passes, pass_class
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in known_passes():
         cls = pass_class(name)
         options = {f.name.replace("_", "-"): f.default for f in dataclasses.fields(cls)}
@@ -29,7 +30,7 @@ def command(as_json: bool) -> None:
     width = max(len(str(r["name"])) for r in rows)
     for row in rows:
         click.echo(f"{row['name']:{width}}  {row['contract']:7}  {row['equation']}")
-        for option, default in dict(row["options"]).items():  # type: ignore[call-overload]
+        for option, default in row["options"].items():
             click.echo(f"{'':{width}}           {option}={default}")
     for name in pipelines:
         click.echo(f"{name:{width}}  a pipeline of {len(pipelines[name])} stages")

@@ -1,4 +1,4 @@
-"""Verify a candidate; what fails is bisected to one rewrite, taken back, and named."""
+"""Verify a candidate; what fails is narrowed down to one rewrite, taken back, and named."""
 
 from __future__ import annotations
 
@@ -6,62 +6,107 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opgraft.ir.errors import ExecutionError, OutputError
+from opgraft.cli.find_guilty import Failure, find_broken_stage, find_guilty, original_is_deterministic
+from opgraft.cli.write_reproducer import write_reproducer
+from opgraft.ir.errors import ContractError, ExecutionError, OutputError
+from opgraft.ir.inputs import UnsupportedInput, input_cases
 from opgraft.ir.save import model_bytes, save
 from opgraft.ir.verify import Outcome, Verification, Verifier, verify_region
 
 if TYPE_CHECKING:
     from opgraft.cli.driver import Attempt, Driver
-    from opgraft.ir.regions import Region
 
 # More guilty passes than this in one model, and nothing of the pipeline is believed.
 _MAX_ROUNDS = 24
 
 
 def prove(driver: Driver, attempt: Attempt, name: str) -> tuple[Attempt, Path]:
-    """Return the attempt that stands up to the evidence, saved; the report says what was taken back and why."""
+    """Return the attempt that stands up to the evidence, saved; the report says what was taken back and why.
+
+    Raises ContractError when the model, written again without any rewrite, computes something else.
+    """
     start = time.perf_counter()
     candidate = driver.write(attempt, name)
     if driver.options.verify == "off":
-        driver.report.outcome, driver.report.outcome_reason = "unverified", "verification is off"
+        driver.report.outcome, driver.report.outcome_reason = "unverified", driver.blocked or "verification is off"
         return attempt, candidate
     with driver.progress("verify"):
-        verifier = Verifier(driver.original, _original_model(driver), driver.executor, seed=driver.options.seed)
-        driver.verifier = verifier
+        verifier = verifier_of(driver)
         for _ in range(_MAX_ROUNDS):
-            guilty = _check_regions(driver, attempt)
-            verification = None
-            if guilty is None:
-                verification = verifier.verify(candidate, attempt.contract.value)
-                if verification.outcome is not Outcome.REFUTED:
-                    break
-                guilty = _bisect(driver, attempt, verifier, verification)
-            _take_back(driver, *guilty)
+            failure, found = _examine(driver, attempt, candidate, verifier)
+            if failure is None:
+                break
+            _take_back(driver, failure)
             attempt = driver.attempt(record=True)
             candidate = driver.write(attempt, name)
         else:
-            verification = Verification(Outcome.REFUTED, attempt.contract.value, reason="too many passes failed")
-    if verification is None or verification.outcome is Outcome.REFUTED:
-        attempt, candidate = _give_up(driver, name)
-        verification = verification or Verification(Outcome.REFUTED, "exact", reason="too many passes failed")
-    attempt, candidate = _settle(driver, attempt, candidate, verification, name)
-    driver.report.seconds["verify"] = time.perf_counter() - start
+            for pass_ in driver.pipeline.passes:
+                driver.taken_back.setdefault(pass_.name, "not trusted: too many rewrites failed")
+            attempt = driver.attempt(record=True)
+            candidate = driver.write(attempt, name)
+            found = verifier.verify(candidate, "exact")
+        _report_evidence(driver, found)
+        if found.outcome is not Outcome.VERIFIED:
+            attempt, candidate = _settle(driver, attempt, candidate, found, name)
+    driver.report.seconds["verify"] = driver.report.seconds.get("verify", 0.0) + time.perf_counter() - start
     return attempt, candidate
 
 
-def _original_model(driver: Driver) -> Path | bytes:
+def verifier_of(driver: Driver) -> Verifier:
+    """The comparison with the original; its outputs are computed once per run."""
+    if driver.verifier is None:
+        cases = None
+        if driver.given:
+            try:
+                cases = [*driver.given, *input_cases(driver.original, seed=driver.options.seed)]
+            except UnsupportedInput:
+                cases = list(driver.given)
+        driver.verifier = Verifier(
+            driver.original, original_model(driver), driver.executor, seed=driver.options.seed, cases=cases
+        )
+    return driver.verifier
+
+
+def original_model(driver: Driver) -> Path | bytes:
+    """The input as the runtime loads it."""
     original = driver.original
     if original.path is not None:
         return original.path
-    path = driver.folder() / "original.onnx"
     try:
         return model_bytes(original)
     except OutputError:
-        save(original, path, force=True)
+        path = driver.folder() / "original.onnx"
+        if not path.exists():
+            save(original, path, force=True)
         return path
 
 
-def _check_regions(driver: Driver, attempt: Attempt) -> tuple[str, str, Region | None] | None:
+def _examine(
+    driver: Driver, attempt: Attempt, candidate: Path, verifier: Verifier
+) -> tuple[Failure | None, Verification]:
+    """Local evidence, evidence per stage where asked for, and end to end; the first failure."""
+    nothing = Verification(Outcome.UNVERIFIED, attempt.contract.value)
+    failure = _check_regions(driver, attempt)
+    if failure is None and driver.options.verify == "each":
+        failure = find_broken_stage(driver, keep_evidence=True)
+    if failure is not None:
+        return failure, nothing
+    found = verifier.verify(candidate, attempt.contract.value)
+    if found.outcome is not Outcome.REFUTED:
+        return None, found
+    if not original_is_deterministic(driver, verifier):
+        reason = "two runs of the original differ: no comparison says anything"
+        return None, Verification(Outcome.UNVERIFIED, found.contract, reason=reason)
+    if not attempt.context.rewrites:
+        raise ContractError(
+            f"written again without any rewrite, the model differs: {found.reason}",
+            where=driver.report.source,
+            remedy="nothing was written; please report this",
+        )
+    return find_guilty(driver, attempt, verifier, found), found
+
+
+def _check_regions(driver: Driver, attempt: Attempt) -> Failure | None:
     """Local evidence for each kind of rewrite; the first pass that fails it."""
     checked: dict[str, int] = {}
     for region in attempt.recorder.regions if attempt.recorder is not None else ():
@@ -72,70 +117,26 @@ def _check_regions(driver: Driver, attempt: Attempt) -> tuple[str, str, Region |
         except (ExecutionError, OutputError, ValueError):
             continue
         if found.outcome is Outcome.REFUTED and not found.failed_only_optimized:
-            return region.pass_name, f"rewrite {region.number} at {region.site!r}: {found.reason}", region
+            reason = f"rewrite {region.number} at {region.site!r}: {found.reason}"
+            return Failure(region.pass_name, reason, region.before, region.after, found.failing_case)
         if found.outcome is Outcome.VERIFIED:
             checked[region.pass_name] = checked.get(region.pass_name, 0) + 1
     driver.report.evidence["regions"] = checked
     return None
 
 
-def _bisect(
-    driver: Driver, attempt: Attempt, verifier: Verifier, failure: Verification
-) -> tuple[str, str, Region | None]:
-    """The first rewrite after which the program is wrong."""
-    rewrites = attempt.context.rewrites
-    if not rewrites:
-        return "", f"the unchanged program differs: {failure.reason}", None
-    low, high = 0, len(rewrites)
-    reason = failure.reason
-    while high - low > 1:
-        middle = (low + high) // 2
-        trial = driver.attempt(max_rewrites=middle)
-        found = verifier.verify(driver.write(trial, "bisect.onnx"), trial.contract.value)
-        if found.outcome is Outcome.REFUTED:
-            high, reason = middle, found.reason
-        else:
-            low = middle
-    guilty = rewrites[high - 1]
-    where = "with the runtime's optimizations only, " if failure.failed_only_optimized else ""
-    recorded = driver.attempt(max_rewrites=high, record=True, only=high - 1)
-    regions = recorded.recorder.regions
-    return (
-        guilty.pass_name,
-        f"rewrite {guilty.number} at {guilty.site!r}: {where}{reason}",
-        regions[0] if regions else None,
-    )
-
-
-def _take_back(driver: Driver, pass_name: str, reason: str, region: Region | None) -> None:
-    driver.taken_back[pass_name] = reason
-    entry = {"pass": pass_name, "reason": reason}
-    if region is not None:
-        entry["reproducer"] = _write_reproducer(driver, region)
+def _take_back(driver: Driver, failure: Failure) -> None:
+    driver.taken_back[failure.pass_name] = failure.reason
+    entry: dict[str, object] = {"pass": failure.pass_name, "reason": failure.reason}
+    if failure.stage:
+        entry["stage"] = failure.stage
+    files = write_reproducer(driver, failure)
+    if files:
+        entry["reproducer"] = files
     driver.report.refuted.append(entry)
 
 
-def _write_reproducer(driver: Driver, region: Region) -> str:
-    """The replaced region as a model of its own, kept beside the output."""
-    if driver.options.dry_run or driver.reproducer_folder is None:
-        return ""
-    path = driver.reproducer_folder / f"refuted-{region.pass_name}.onnx"
-    try:
-        path.write_bytes(model_bytes(region.before))
-    except (OSError, OutputError):
-        return ""
-    return str(path)
-
-
-def _give_up(driver: Driver, name: str) -> tuple[Attempt, Path]:
-    for pass_ in driver.pipeline.passes:
-        driver.taken_back.setdefault(pass_.name, "not trusted: too many rewrites failed")
-    attempt = driver.attempt()
-    return attempt, driver.write(attempt, name)
-
-
-def _settle(driver: Driver, attempt: Attempt, candidate: Path, found: Verification, name: str) -> tuple[Attempt, Path]:
-    """Fill the report; rewrites without any evidence are not kept unless the user allows them."""
+def _report_evidence(driver: Driver, found: Verification) -> None:
     report = driver.report
     report.evidence.update(
         {
@@ -147,26 +148,34 @@ def _settle(driver: Driver, attempt: Attempt, candidate: Path, found: Verificati
             "contract": found.contract,
         }
     )
-    report.notes += found.notes
+    report.notes += [note for note in found.notes if note not in report.notes]
     report.outcome, report.outcome_reason = found.outcome.value, found.reason
-    if found.outcome is not Outcome.UNVERIFIED:
-        return attempt, candidate
-    checked = report.evidence.get("regions", {})
-    fired = {r.pass_name for r in attempt.context.rewrites}
-    unproven = sorted(fired - set(checked))
-    if not fired:
-        report.outcome_reason = f"passed through unchanged: {found.reason}"
-        return attempt, candidate
-    if not unproven:
-        report.outcome, report.outcome_reason = "verified locally", found.reason
-        return attempt, candidate
-    if driver.options.allow_unverified:
-        return attempt, candidate
-    for pass_name in unproven:
-        driver.taken_back[pass_name] = f"no evidence: {found.reason}"
-    attempt = driver.attempt()
-    if attempt.context.rewrites:
-        report.outcome = "verified locally"
-    else:
-        report.outcome_reason = f"passed through unchanged: {found.reason}"
-    return attempt, driver.write(attempt, name)
+
+
+def _settle(driver: Driver, attempt: Attempt, candidate: Path, found: Verification, name: str) -> tuple[Attempt, Path]:
+    """Nothing was seen end to end: rewrites without local evidence are not kept unless the user allows them."""
+    report = driver.report
+    report.outcome = Outcome.UNVERIFIED.value
+    why = driver.blocked or found.reason
+    for _ in range(_MAX_ROUNDS):
+        unproven = attempt.fired - set(report.evidence.get("regions", {}))
+        if not attempt.fired:
+            report.outcome_reason = f"passed through unchanged: {why}"
+            return attempt, candidate
+        if not unproven:
+            report.outcome_reason = f"rewritten on local evidence only: {why}"
+            return attempt, candidate
+        if driver.options.allow_unverified:
+            report.outcome_reason = f"kept without evidence, as asked: {', '.join(sorted(unproven))}: {why}"
+            return attempt, candidate
+        for pass_name in unproven:
+            driver.taken_back[pass_name] = f"no evidence: {why}"
+        attempt = driver.attempt(record=True)
+        candidate = driver.write(attempt, name)
+        failure = _check_regions(driver, attempt)
+        if failure is not None:
+            _take_back(driver, failure)
+            attempt = driver.attempt(record=True)
+            candidate = driver.write(attempt, name)
+            report.evidence["regions"] = {}
+    return attempt, candidate

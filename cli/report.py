@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -52,6 +53,9 @@ class Report:
     bytes_after: int = 0
     latency: list[LatencyReport] = field(default_factory=list)
     footprint: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Load time and peak memory, "before" and "after"."""
+    estimate: dict[str, Any] = field(default_factory=dict)
+    """Roofline times for a target that is another machine: lower bounds, not measurements."""
     decision: str = ""
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -59,7 +63,20 @@ class Report:
     near_misses: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON: numbers that JSON has no form for are given as text."""
+        plain: dict[str, Any] = json_value(asdict(self))
+        return plain
+
+
+def json_value(value: Any) -> Any:
+    """`value` with infinities and NaN as text; `json` would write them in a form that others do not read."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(item) for item in value]
+    return value
 
 
 def count_nodes(program: Program) -> dict[str, int]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from opgraft.cli.prove import original_model, prove, verifier_of
 from opgraft.cli.report import LatencyReport
 from opgraft.ir.errors import ExecutionError
 from opgraft.passes._registry import builtin_modules
@@ -13,6 +16,10 @@ from opgraft.passes._registry import builtin_modules
 if TYPE_CHECKING:
     from opgraft.backends.onnxruntime.timing import LatencyComparison
     from opgraft.cli.driver import Attempt, Driver
+    from opgraft.ir.inputs import InputCase
+
+Model = Path | bytes
+Inputs = Mapping[str, Any]
 
 _PAIRS = 25
 # Before anything is taken back the verdict must hold in a second, longer measurement: at 95 % one in forty harmless
@@ -23,52 +30,58 @@ _CONFIRMING_PAIRS = 75
 def weigh(driver: Driver, attempt: Attempt, candidate: Path, name: str) -> tuple[Attempt, Path]:
     """Return the attempt to keep, saved."""
     report = driver.report
-    if not driver.target.is_host:
-        report.decision = "estimated: the target is not this machine, nothing was measured"
+    if driver.is_foreign:
+        from opgraft.cli.estimate import estimate
+
+        report.estimate = estimate(driver.original, attempt.program, driver.target)
+        report.decision = f"estimated: {driver.options.target} is another machine, nothing was measured"
         return attempt, candidate
     if not attempt.context.rewrites:
         report.decision = "nothing to measure: no rewrite applied"
         return attempt, candidate
-    case = driver.verifier.ordinary_case() if driver.verifier is not None else None
+    case = _case_to_measure(driver)
     if case is None:
         report.decision = "not measured: no inputs that the model runs on"
         return attempt, candidate
     start = time.perf_counter()
-    baseline = driver.original.path or _write_original(driver)
+    baseline = original_model(driver)
     with driver.progress("measure"):
         try:
             attempt, candidate = _decide(driver, attempt, candidate, baseline, case.arrays, name)
+            _measure_footprints(driver, baseline, candidate, case.arrays)
         except ExecutionError as error:
-            report.decision = f"not measured: {error}"
+            report.decision = report.decision or f"not measured: {error}"
     report.seconds["measure"] = time.perf_counter() - start
     return attempt, candidate
 
 
-def _write_original(driver: Driver) -> Path:
-    from opgraft.ir.save import save
+def _case_to_measure(driver: Driver) -> InputCase | None:
+    """The user's first inputs, or the largest that were made up."""
+    if driver.given:
+        return driver.given[0]
+    return verifier_of(driver).ordinary_case()
 
-    path = driver.folder() / "original.onnx"
-    if not path.exists():
-        save(driver.original, path, force=True)
-    return path
+
+def _measure_footprints(driver: Driver, baseline: Model, candidate: Path, inputs: Inputs) -> None:
+    from opgraft.backends.onnxruntime.timing import measure_footprint
+
+    options = driver.options
+    for side, model in (("before", baseline), ("after", candidate)):
+        found = measure_footprint(
+            model, inputs, memory_limit_bytes=options.memory_limit_bytes, time_limit_s=options.time_limit_s
+        )
+        driver.report.footprint[side] = asdict(found)
 
 
 def _compare(
-    driver: Driver, baseline: Path, candidate: Path, inputs: object, threads: int, pairs: int
+    driver: Driver, baseline: Model, candidate: Path, inputs: Inputs, threads: int, pairs: int
 ) -> LatencyComparison:
     from opgraft.backends.onnxruntime.timing import compare_latency
 
-    return compare_latency(
-        driver.executor,
-        baseline,
-        candidate,
-        inputs,
-        pairs=pairs,
-        threads=threads,  # type: ignore[arg-type]
-    )
+    return compare_latency(driver.executor, baseline, candidate, inputs, pairs=pairs, threads=threads)
 
 
-def _is_slower(driver: Driver, baseline: Path, candidate: Path, inputs: object) -> tuple[bool, LatencyComparison]:
+def _is_slower(driver: Driver, baseline: Model, candidate: Path, inputs: Inputs) -> tuple[bool, LatencyComparison]:
     """One thread decides, in CPU time: wall time of several depends on what else the machine does."""
     found = _compare(driver, baseline, candidate, inputs, 1, _PAIRS)
     if not found.is_slower:
@@ -79,7 +92,7 @@ def _is_slower(driver: Driver, baseline: Path, candidate: Path, inputs: object) 
 
 
 def _decide(
-    driver: Driver, attempt: Attempt, candidate: Path, baseline: Path, inputs: object, name: str
+    driver: Driver, attempt: Attempt, candidate: Path, baseline: Model, inputs: Inputs, name: str
 ) -> tuple[Attempt, Path]:
     report = driver.report
     slower, found = _is_slower(driver, baseline, candidate, inputs)
@@ -87,11 +100,11 @@ def _decide(
         attempt, candidate, found = _take_back_slow(driver, baseline, inputs, name, found)
     else:
         report.decision = "kept: faster" if found.is_faster else "kept: not slower"
-    report.latency = [_latency(found)]
+    report.latency = [latency_report(found)]
     if attempt.context.rewrites:
         for threads in driver.options.threads:
             if threads != 1:
-                report.latency.append(_latency(_compare(driver, baseline, candidate, inputs, threads, _PAIRS)))
+                report.latency.append(latency_report(_compare(driver, baseline, candidate, inputs, threads, _PAIRS)))
     return attempt, candidate
 
 
@@ -108,27 +121,26 @@ def _families(attempt: Attempt) -> list[tuple[str, list[str]]]:
 
 
 def _take_back_slow(
-    driver: Driver, baseline: Path, inputs: object, name: str, found: LatencyComparison
+    driver: Driver, baseline: Model, inputs: Inputs, name: str, found: LatencyComparison
 ) -> tuple[Attempt, Path, LatencyComparison]:
-    """Take back one family after the other until what is left is not slower."""
-    attempt = driver.attempt()
-    for family, members in _families(attempt):
+    """Take back one family after the other until what is left is not slower; what is left is verified anew."""
+    report = driver.report
+    for family, members in _families(driver.attempt()):
         for member in members:
-            driver.taken_back[member] = f"slower: family {family} ran at {found.ratio}"
-        attempt = driver.attempt(record=False)
-        candidate = driver.write(attempt, name)
+            driver.taken_back[member] = f"slower: with family {family} the ratio was {found.ratio}"
+        attempt, candidate = prove(driver, driver.attempt(record=True), name)
         if not attempt.context.rewrites:
             break
         slower, found = _is_slower(driver, baseline, candidate, inputs)
         if not slower:
-            driver.report.decision = "kept in part: the rest was slower"
+            report.decision = "kept in part: the rest was slower"
             return attempt, candidate, found
-    candidate = driver.write(attempt, name)
-    driver.report.decision = "input kept: every rewrite was slower"
+    attempt, candidate = prove(driver, driver.attempt(record=True), name)
+    report.decision = "input kept: every rewrite was slower"
     return attempt, candidate, found
 
 
-def _latency(found: LatencyComparison) -> LatencyReport:
+def latency_report(found: LatencyComparison) -> LatencyReport:
     return LatencyReport(
         found.threads,
         found.clock,
