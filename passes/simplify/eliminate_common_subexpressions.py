@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from opgraft.passes._pass import Contract, Pass, PassContext
 from opgraft.passes._pattern import COMMUTATIVE
 from opgraft.passes._rewriter import Names, Rewriter, apply, is_random
 
+FunctionKey = tuple[str, str, str]
 # Attribute tensors above this are compared by identity: hashing them would read weights.
 _MAX_HASHED_BYTES = 1 << 16
 
@@ -28,17 +29,18 @@ class EliminateCommonSubexpressions(Pass):
 
     def run(self, program: Program, context: PassContext) -> int:
         names = context.facts.setdefault("names", Names(program.model))
+        pure = _pure_functions(program.model)
         before = len(context.rewrites)
         for graph in program.scopes():
-            self._merge(graph, program, context, names)
+            self._merge(graph, pure, context, names)
         return len(context.rewrites) - before
 
-    def _merge(self, graph: onnx_ir.Graph, program: Program, context: PassContext, names: Names) -> None:
+    def _merge(self, graph: onnx_ir.Graph, pure: Set[FunctionKey], context: PassContext, names: Names) -> None:
         seen: dict[Hashable, onnx_ir.Node] = {}
         for node in list(graph):
             if node.graph is not graph:
                 continue
-            key = _key(node, program)
+            key = _key(node, pure)
             if key is None:
                 continue
             twin = seen.setdefault(key, node)
@@ -57,9 +59,9 @@ class EliminateCommonSubexpressions(Pass):
                 context.recorder.after(token, rewrite)
 
 
-def _key(node: onnx_ir.Node, program: Program) -> Hashable | None:
+def _key(node: onnx_ir.Node, pure_functions: Set[FunctionKey]) -> Hashable | None:
     """What two nodes must have in common to compute the same; None when the node must not be merged."""
-    if not _is_pure(node, program):
+    if not _is_pure(node, pure_functions):
         return None
     attributes = []
     for name, attribute in sorted(node.attributes.items()):
@@ -76,13 +78,29 @@ def _key(node: onnx_ir.Node, program: Program) -> Hashable | None:
     return node.domain, node.op_type, node.overload, inputs, tuple(attributes), present
 
 
-def _is_pure(node: onnx_ir.Node, program: Program) -> bool:
+def _is_pure(node: onnx_ir.Node, pure_functions: Set[FunctionKey]) -> bool:
     if direct_subgraphs(node) or is_random(node):
         return False
-    if node.domain in ("", "ai.onnx", "ai.onnx.ml"):
-        return True
-    function = program.model.functions.get(node.op_identifier())
-    return function is not None and all(_is_pure(n, program) for n in function.all_nodes())
+    return node.domain in ("", "ai.onnx", "ai.onnx.ml") or node.op_identifier() in pure_functions
+
+
+def _pure_functions(model: onnx_ir.Model) -> Set[FunctionKey]:
+    """The functions whose bodies are pure, and those of all functions they call."""
+    callers: dict[FunctionKey, list[FunctionKey]] = {}
+    impure: list[FunctionKey] = []
+    for key, function in model.functions.items():
+        for node in function.all_nodes():
+            if not _is_pure(node, model.functions.keys()):
+                impure.append(key)
+            else:
+                callers.setdefault(node.op_identifier(), []).append(key)
+    pure = set(model.functions)
+    while impure:
+        key = impure.pop()
+        if key in pure:
+            pure.remove(key)
+            impure += callers.get(key, ())
+    return pure
 
 
 def _freeze(attribute: onnx_ir.Attr) -> Hashable | None:
