@@ -3,6 +3,9 @@
     python -P -m opgraft.backends.mobile.convert OUT_FOLDER '[[NAME, MODEL, LIBRARY or null], ...]'
 
 Writes NAME.ort for each model and one `required_operators_and_types.config` for them together.
+
+Two conversions of one model may differ in bytes: the runtime writes weights in the order of hash tables that
+depend on addresses. What they compute is the same.
 """
 
 from __future__ import annotations
