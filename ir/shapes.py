@@ -92,6 +92,8 @@ def _visit(node: onnx_ir.Node, facts: ShapeAnalysis) -> None:
         content = content_rule(node, facts)
         if content is not None and len(content) <= _MAX_CONTENT:
             facts.contents[node.outputs[0]] = content
+            if node.op_type in ("Slice", "Concat") and facts.shape(node.outputs[0]) is None:
+                facts.shapes[node.outputs[0]] = (len(content),)
 
 
 def _is_integer(node: onnx_ir.Node, facts: ShapeAnalysis) -> bool:
