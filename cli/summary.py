@@ -110,19 +110,19 @@ def _print_evidence(report: Report, out: Console) -> None:
     for stage in report.evidence.get("stages", []):
         _line(out, escape(f"stage {stage['stage']}: {stage['outcome']} ({stage['contract']})"))
     cases = report.evidence.get("cases", [])
+    is_exact = report.evidence.get("contract") == "exact"
     text = report.outcome
     if cases:
-        text += f" on {len(cases)} sets of inputs ({report.evidence['contract']}"
-        if report.evidence["contract"] == "exact":
-            text += ": the same bits)"
-        else:
-            text += (
-                f": error {report.evidence['max_abs_error']:.2g}, allowed {report.evidence['tolerance']:.2g}; "
-                f"the original's own float32 error {report.evidence['float32_error']:.2g})"
-            )
+        text += f" on {len(cases)} sets of inputs ({'exact: the same bits' if is_exact else 'numeric'})"
     if report.outcome_reason:
         text += f": {report.outcome_reason}"
     _line(out, escape(text))
+    if cases and not is_exact:
+        _line(
+            out,
+            f"  error {report.evidence['max_abs_error']:.2g}, allowed {report.evidence['tolerance']:.2g}; "
+            f"the input's own float32 error {report.evidence['float32_error']:.2g}",
+        )
     hidden = report.evidence.get("not_observable", [])
     if hidden:
         _line(out, f"not observable end to end, local evidence only: {', '.join(hidden)}")
@@ -140,11 +140,12 @@ def _print_gains(report: Report, out: Console) -> None:
 
 
 def latency_line(row: LatencyReport) -> str:
+    """Two lines, each below 80 columns."""
     noisy = ", noisy" if row.noisy else ""
     threads = "1 thread, CPU time" if row.clock == "cpu" else f"{row.threads} threads, wall time"
     return (
-        f"latency ({threads}): {row.before_ms:.3f} -> {row.after_ms:.3f} ms, "
-        f"ratio {row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}]; input against itself {row.self_ratio:.3f}{noisy}"
+        f"latency ({threads}): {row.before_ms:.3f} -> {row.after_ms:.3f} ms\n"
+        f"  ratio {row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}]; input against itself {row.self_ratio:.3f}{noisy}"
     )
 
 
@@ -157,8 +158,8 @@ def _estimate_line(estimate: Mapping[str, Any]) -> str:
         return f"no estimate for the target: {estimate['reason']}"
     sizes = ", ".join(f"{name} {size}" for name, size in estimate["sizes"].items())
     unknown = estimate["before"]["n_unknown"], estimate["after"]["n_unknown"]
-    left_out = f"; {unknown[0]} and {unknown[1]} nodes of unknown cost left out" if any(unknown) else ""
+    left_out = f"\n  left out, of unknown cost: {unknown[0]} -> {unknown[1]} nodes" if any(unknown) else ""
     return (
-        f"estimate for {estimate['target']} (roofline, a lower bound): {estimate['before']['ms']:.3f} -> "
-        f"{estimate['after']['ms']:.3f} ms" + (f" at {sizes}" if sizes else "") + left_out
+        f"estimate for {estimate['target']}: {estimate['before']['ms']:.3f} -> {estimate['after']['ms']:.3f} ms\n"
+        f"  (roofline, a lower bound{f', at {sizes}' if sizes else ''}){left_out}"
     )
