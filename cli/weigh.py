@@ -99,7 +99,7 @@ def _decide(
     if slower:
         attempt, candidate, found = _take_back_slow(driver, baseline, inputs, name, found)
     else:
-        report.decision = "kept: faster" if found.is_faster else "kept: not slower"
+        report.decision = "kept: faster" if found.is_faster and not found.noisy else "kept: not slower"
     report.latency = [latency_report(found)]
     if attempt.context.rewrites:
         for threads in driver.options.threads:
