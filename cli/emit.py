@@ -65,7 +65,7 @@ def _file_bytes(path: Path, program: Program) -> int:
     """The model's file and its external data: of a file just written these are `<file>.data`."""
     files = {path, data_path(path)} if program.path != path else {path, *_data_files(program)}
     total = 0
-    for file in files:
+    for file in {file.resolve() for file in files}:
         with contextlib.suppress(OSError):
             total += file.stat().st_size
     return total
