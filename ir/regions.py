@@ -167,7 +167,7 @@ def _extract(
     if sliced is None:
         return None
     mapping: dict[onnx_ir.Value, onnx_ir.Value] = {}
-    inputs = []
+    inputs: list[onnx_ir.Value] = []
     for value in sorted(stops, key=lambda v: v.name or ""):
         if value.type is None or value.shape is None:
             return None

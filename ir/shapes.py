@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import onnx_ir
 from opgraft.ir.dim_text import parse_dim
@@ -63,7 +63,7 @@ def recorded_shape(value: onnx_ir.Value) -> Extents | None:
     return tuple(_extent(d) for d in shape)
 
 
-def _extent(dim: int | onnx_ir.SymbolicDim) -> Extent:
+def _extent(dim: Any) -> Extent:
     if isinstance(dim, int):
         return dim
     return parse_dim(dim.value) if dim.value else None
@@ -325,6 +325,7 @@ def _gather_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
 
 def _slice_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
     content = facts.content(node.inputs[0])
+    steps: list[int] | None
     if len(node.inputs) < 3:
         starts, ends, steps = _ints(node, "starts"), _ints(node, "ends"), [1]
     else:

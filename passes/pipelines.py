@@ -42,4 +42,4 @@ def simplify() -> list[Stage]:
 @named_pipeline("optimize")
 def optimize() -> list[Stage]:
     """The default: everything lossless that is on by default."""
-    return simplify()
+    return list(simplify())

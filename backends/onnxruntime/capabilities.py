@@ -237,4 +237,4 @@ def _rounding(dtype: str) -> float:
 
     if dtype.startswith(("int", "uint")):
         return 0.0
-    return float(ml_dtypes.finfo(dtype).eps)
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]

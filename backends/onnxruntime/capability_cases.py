@@ -80,7 +80,7 @@ def _attend(q: Array, k: Array, v: Array, causal: bool = False) -> Array:
     k, v = (np.repeat(each, n_repeats, axis=1) for each in (k, v))
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     if causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, -np.inf)
     return _softmax(scores) @ v
 
 
