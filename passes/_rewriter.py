@@ -118,7 +118,9 @@ def apply(rewriter: Rewriter, replacements: Sequence[onnx_ir.Value], names: Name
     for value in rewriter.initializers:
         value.name = names.fresh(value.name or "constant")
         if graph in names.function_graphs:
-            nodes.insert(0, _constant_node(value, rewriter))
+            node = _constant_node(value, rewriter)
+            nodes.insert(0, node)
+            replacements = [node.outputs[0] if r is value else r for r in replacements]
         else:
             graph.register_initializer(value)
     base = next((o.name for o in root.outputs if o.name), root.op_type)

@@ -46,9 +46,8 @@ class EliminateCommonSubexpressions(Pass):
             twin = seen.setdefault(key, node)
             if twin is node or len(twin.outputs) != len(node.outputs):
                 continue
-            if any(o.is_graph_output() for o in node.outputs):
-                if any(o.is_graph_output() for o in twin.outputs) or len(node.outputs) != 1:
-                    continue
+            if _would_lose_a_name(node, twin):
+                continue
             if not context.allows(self.name):
                 return
             rewriter = Rewriter(graph, node)
@@ -57,6 +56,13 @@ class EliminateCommonSubexpressions(Pass):
             apply(rewriter, twin.outputs, names)
             if context.recorder is not None and token is not None:
                 context.recorder.after(token, rewrite)
+
+
+def _would_lose_a_name(node: onnx_ir.Node, twin: onnx_ir.Node) -> bool:
+    """Whether `node` produces a graph output whose name `twin` cannot take."""
+    if not any(o.is_graph_output() for o in node.outputs):
+        return False
+    return len(node.outputs) != 1 or any(o.is_graph_output() for o in twin.outputs)
 
 
 def _key(node: onnx_ir.Node, pure_functions: Set[FunctionKey]) -> Hashable | None:
