@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opgraft.ir.destination import data_path
 from opgraft.ir.errors import ExecutionError, OutputError
 from opgraft.ir.inputs import InputCase, UnsupportedInput, input_cases
 from opgraft.ir.program import Program
@@ -58,6 +59,7 @@ class VerifyStages(Instrument):
     evidence: list[dict[str, object]] = field(default_factory=list)
     _previous: tuple[Program, Path] | None = None
     _first: int = 0
+    _n_kept: int = 0
 
     def before_stage(self, stage: Stage, program: Program, context: PassContext) -> None:
         if self._previous is None:
@@ -78,14 +80,16 @@ class VerifyStages(Instrument):
         if found.outcome is Outcome.REFUTED:
             self.broken = _BrokenStage(name, self._first, verifier, found)
             return True
-        path.unlink(missing_ok=True)
+        for file in (path, data_path(path)):
+            file.unlink(missing_ok=True)
         self._previous, self._first = current, len(context.rewrites)
         return False
 
     def _keep(self, program: Program) -> tuple[Program, Path]:
         # A copy: the run goes on rewriting this one.
         copy = program.clone()
-        return copy, self.driver.write_program(copy, f"stage-{len(self.evidence)}.onnx")
+        self._n_kept += 1
+        return copy, self.driver.write_program(copy, f"stage-{self._n_kept}.onnx")
 
 
 def _contract_of(rewrites: Sequence[Rewrite]) -> str:
