@@ -25,6 +25,7 @@ import re
 from collections.abc import Iterable, Iterator, MutableMapping
 
 import onnx_ir as ir
+from onnx_ir.serde import TensorProtoTensor
 
 SCOPE_KEY = "opgraft.scope"
 FX_KEY = "opgraft.fx"
@@ -129,7 +130,10 @@ def _clean(item: ir.Model | ir.Graph | ir.Function | ir.Node | ir.Value | ir.Ten
     for key in [key for key, text in metadata.items() if _is_debug_entry(key, text)]:
         del metadata[key]
     if item.doc_string and _MACHINE_TEXT.search(item.doc_string):
-        item.doc_string = None
+        if isinstance(item, TensorProtoTensor):
+            item.raw.ClearField("doc_string")
+        else:
+            item.doc_string = None
 
 
 def _is_debug_entry(key: str, text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Protocol
 
 import onnx
 import onnx_ir
+from opgraft.ir.bulk_file import MIN_BULK_BYTES, BulkFile
 from opgraft.ir.destination import (
     check_output,
     check_sources,
@@ -21,6 +22,7 @@ from opgraft.ir.destination import (
 from opgraft.ir.errors import OutputError
 from opgraft.ir.external import FileTensor, Replace, all_tensors, tensor_slots
 from opgraft.ir.program import Program
+from opgraft.ir.required_outputs import name_required_outputs
 from opgraft.ir.wire import (
     GRAPH_INITIALIZER,
     INLINE_LIMIT_BYTES,
@@ -124,6 +126,7 @@ def _message(
     program: Program, detached: list[_Detached], substitutes: list[tuple[Replace, Any, Any]]
 ) -> onnx.ModelProto:
     """The model as a message, without the detached weights and with other tensors in some places."""
+    name_required_outputs(program.model)
     for value, _ in detached:
         value.const_value = None
     for replace, _, substitute in substitutes:
@@ -200,7 +203,7 @@ def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> list[
         prefix = encode_tag(GRAPH_INITIALIZER) + encode_varint(n_tensor) + weight.header + data_tag
         prefixes.append(prefix)
         n_graph += len(prefix) + weight.n_bytes
-    with open_temporary(path, temporaries) as file:
+    with _open_output(path, temporaries, n_graph) as file:
         file.write(rest)
         file.write(encode_tag(MODEL_GRAPH) + encode_varint(n_graph))
         file.write(graph)
@@ -211,10 +214,19 @@ def _save_inline(program: Program, path: Path, temporaries: list[Path]) -> list[
     return [path]
 
 
-def _write_weight(file: BinaryIO, tensor: _Tensor, n_bytes: int) -> None:
+def _open_output(path: Path, temporaries: list[Path], n_bytes: int) -> BinaryIO | BulkFile:
+    file = open_temporary(path, temporaries)
+    return BulkFile(file) if n_bytes >= MIN_BULK_BYTES else file
+
+
+def _write_weight(file: BinaryIO | BulkFile, tensor: _Tensor, n_bytes: int) -> None:
     """Write the bytes of a tensor, which must be as many as the header before them says."""
     start = file.tell()
-    tensor.tofile(file)
+    if isinstance(file, BulkFile) and isinstance(tensor, FileTensor):
+        tensor.check_unchanged()
+        file.copy_from(tensor.path, tensor.offset or 0, n_bytes)
+    else:
+        tensor.tofile(file)  # type: ignore[arg-type]
     if file.tell() - start != n_bytes:
         raise OutputError(f"a tensor of {n_bytes} bytes gave {file.tell() - start}", remedy="please report this")
 
@@ -222,7 +234,7 @@ def _write_weight(file: BinaryIO, tensor: _Tensor, n_bytes: int) -> None:
 class _DataFile:
     """The data file of a model while it is written; tensors that share their bytes are written once."""
 
-    def __init__(self, file: BinaryIO, location: str) -> None:
+    def __init__(self, file: BinaryIO | BulkFile, location: str) -> None:
         self.file = file
         self.location = location
         self._end = 0
@@ -245,7 +257,7 @@ class _DataFile:
 def _save_external(program: Program, path: Path, temporaries: list[Path]) -> list[Path]:
     weights, detached = _detach_weights(program.graph)
     substitutes: list[tuple[Replace, Any, Any]] = []
-    with open_temporary(data_path(path), temporaries) as file:
+    with _open_output(data_path(path), temporaries, sum(weight.n_bytes for weight in weights)) as file:
         data = _DataFile(file, data_path(path).name)
         offsets = [data.add(weight.tensor, weight.n_bytes) for weight in weights]
         for replace, tensor in _stray_tensors(program, detached):

@@ -451,7 +451,8 @@ def value_name_no_utf8(folder):
 
 @hostile("no UTF-8")
 def doc_string_no_utf8(folder):
-    return model([node("Relu", ["x"], ["y"], doc_string="QQQQ")]).SerializeToString().replace(b"QQQQ", b"\xff\xfe\xfd\xfc")
+    made = model([node("Relu", ["x"], ["y"], doc_string="QQQQ")])
+    return made.SerializeToString().replace(b"QQQQ", b"\xff\xfe\xfd\xfc")
 
 
 @hostile("is defined nowhere")
