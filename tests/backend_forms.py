@@ -482,6 +482,21 @@ def _renamed(graph: GraphProto, prefix: str, keep: set[str]) -> GraphProto:
     return copy
 
 
+def nodes_of(model: ModelProto) -> Iterator[NodeProto]:
+    """Every node, in bodies and functions too."""
+    pending = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending += [n for inner in _graphs(node) for n in inner.node]
+
+
+def is_random(node: NodeProto) -> bool:
+    """Whether what the node gives depends on how many others drew before it."""
+    training = node.op_type == "Dropout" and len(node.input) > 2
+    return training or node.op_type.startswith("Random") or node.op_type in ("Multinomial", "Bernoulli")
+
+
 def _defined(graph: GraphProto) -> Iterator[str]:
     yield from (v.name for v in graph.input)
     yield from (t.name for t in graph.initializer)

@@ -17,6 +17,7 @@ import multiprocessing
 import random
 import sys
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -25,20 +26,22 @@ from typing import Any
 
 import numpy as np
 from opgraft.ir.capture_onnx import capture_onnx
-from opgraft.ir.errors import OpgraftError
 from opgraft.passes._pipeline import Pipeline
 from opgraft.passes._registry import builtin_modules, pass_class
 
 sys.path.insert(0, str(Path(__file__).parent))
-from backend_forms import FORMS, Case, load_cases
+from backend_forms import FORMS, Case, Feed, is_random, load_cases, nodes_of
 from backend_harness import FAILED, PASSED, Harness
 from golden import STYLES, Golden, draw_inputs, parse_model, read_goldens
+from golden_mutations import declare_shapes, mutate
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS, ON_DEMAND, GOLDENS = "backend tests", "backend tests, passes on demand", "goldens"
 MIN_FIRINGS = 20
-SEEDS = range(4)
-"""Each seed draws weights and inputs anew, in another style: ordinary, signed zeros, extreme, not finite."""
+FIRST_MUTANT = 4
+N_SEEDS = 16
+"""Each seed draws weights and inputs anew, in another style: ordinary, signed zeros, extreme, not finite. From
+`FIRST_MUTANT` on it changes the model as well."""
 NOT_COMPOSABLE = frozenset({"upgrade-opset"})
 """Passes on demand with evidence of their own; here they run on their goldens only."""
 
@@ -69,7 +72,7 @@ Job = tuple[str, Any]
 def jobs(light: bool) -> list[Job]:
     found: list[Job] = [(TESTS, case) for case in load_cases(light=light)]
     for file in sorted((ROOT / "tests" / "goldens").glob("*.txt")):
-        found += [(GOLDENS, (golden, seed)) for golden in read_goldens(file) for seed in SEEDS]
+        found += [(GOLDENS, (golden, seed)) for golden in read_goldens(file) for seed in range(N_SEEDS)]
     return found
 
 
@@ -85,7 +88,9 @@ def examine(harness: Harness, job: Job) -> list[dict[str, Any]]:
         case = golden_case(harness, *subject)
         if case is None:
             return [{"source": source, "test": job_name(job), "form": "as is", "outcome": "no inputs"}]
-        return [{"source": source} | harness.examine(case, form) for form in FORMS]
+        # A mutant runs as it is and in one of the other forms.
+        forms = list(FORMS) if subject[1] < FIRST_MUTANT else ["as is", list(FORMS)[1 + subject[1] % 4]]
+        return [{"source": source, "job": job_name(job)} | harness.examine(case, form) for form in forms]
     if not harness.passes(subject):
         return [{"source": source, "test": subject.name, "form": "as is", "outcome": "not passed"}]
     rows = []
@@ -112,28 +117,32 @@ def _on_demand(harness: Harness, case: Case, form: str) -> Iterator[dict[str, An
 
 
 def golden_case(harness: Harness, golden: Golden, seed: int) -> Case | None:
-    """A golden's model with drawn weights, and the drawn inputs that it takes."""
+    """A golden's model with drawn weights, and the drawn inputs that it takes; a mutant from `FIRST_MUTANT` on."""
     model = parse_model(golden.sections["before"], seed)
     style = STYLES[seed % len(STYLES)]
     name = job_name((GOLDENS, (golden, seed)))
-    try:
-        program = capture_onnx(model)
-    except OpgraftError:
+    given: Feed = {}
+    drawn = list(draw_inputs(capture_onnx(model), golden.sections.get("inputs", ""), seed))
+    if seed >= FIRST_MUTANT:
+        rng = np.random.default_rng([seed, zlib.crc32(golden.label.encode())])
+        model, given, mutations = mutate(model, rng)
+        name = f"{name}: {mutations}"
+    if any(is_random(node) for node in nodes_of(model)):
         return None
-    drawn = list(draw_inputs(program, golden.sections.get("inputs", ""), seed))
-    feeds = harness.accepted(model.SerializeToString(), [feed for label, feed in drawn if f" {style}," in label])
-    if not feeds:
+    inputs = {v.name for v in model.graph.input}
+    feeds = [(label, {n: v for n, v in feed.items() if n in inputs} | given) for label, feed in drawn]
+    data = model.SerializeToString()
+    accepted = harness.accepted(data, [feed for label, feed in feeds if f" {style}," in label])
+    if not accepted:
         return None
     # Its own error is estimated on all inputs of ordinary magnitude: one style alone has few numbers.
-    ordinary = [feed for label, feed in drawn if style == "extreme" or " extreme," not in label]
-    return Case(
-        name,
-        golden.kind,
-        model,
-        feeds,
-        pipelines=(golden.pipeline, "optimize"),
-        error_feeds=harness.accepted(model.SerializeToString(), ordinary),
-    )
+    ordinary = [feed for label, feed in feeds if style == "extreme" or " extreme," not in label]
+    if seed >= FIRST_MUTANT and seed % 3:
+        model = declare_shapes(model)
+    # With the golden's own pass first, or as users have it.
+    pipelines = (golden.pipeline, "optimize") if seed < FIRST_MUTANT or seed % 2 else ("optimize",)
+    errors = harness.accepted(data, ordinary)
+    return Case(name, golden.kind, model, accepted, pipelines=pipelines, error_feeds=errors)
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
@@ -159,7 +168,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def run(path: Path, *, limit: int | None, n_jobs: int, light: bool) -> list[dict[str, Any]]:
     """Do every job whose rows are missing; return all rows."""
     rows = read_rows(path)
-    done = {(r["source"], r["test"]) for r in rows}
+    done = {(r["source"], r.get("job", r["test"])) for r in rows}
     for name in builtin_modules():
         pass_class(name)  # all sources are read now, before the workers part
     found = jobs(light)
@@ -214,7 +223,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"- Tests in the onnx package: {len(tests)}; passed by the runtime with its optimizations off, and therefore",
         f"  taken: {len(tests) - len(absent)}.",
-        f"- Models from the goldens of the passes, with drawn weights and inputs: {len(goldens)}.",
+        f"- Models from the goldens of the passes, with drawn weights and inputs: {len(goldens)}, most of them with",
+        "  changed attributes, constants, operands or interfaces (tests/golden_mutations.py).",
         "",
         "Each runs in five forms, before and after, on the recorded inputs and on inputs with signed zeros, NaN and",
         "infinities: exact passes keep every bit; where a numeric pass fires, the error is within four times the",

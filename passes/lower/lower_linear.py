@@ -97,7 +97,7 @@ def _absorb_transposes(node: onnx_ir.Node, op: Rewriter) -> Replacement | NoMatc
         source = _transposed_matrix(operands[index])
         if source is not None:
             operands[index] = source
-            attributes[name] = 1 - int_attribute(node, name, 0)
+            attributes[name] = 0 if int_attribute(node, name, 0) else 1
             n_absorbed += 1
     if not n_absorbed:
         return NoMatch("no operand is a transposed matrix", node)

@@ -72,9 +72,8 @@ def _compose(first: AxisSlice, second: AxisSlice, size: int | None) -> AxisSlice
         return AxisSlice(axis, taken.start, end, taken.step)
     if first.step != 1 or second.step < 1 or min(first.start, first.end, second.start, second.end) < 0:
         return None
-    return AxisSlice(  # 3
-        axis, first.start + second.start, min(first.end, first.start + second.end, END), second.step
-    )
+    start, end = min(first.start + second.start, END), min(first.end, first.start + second.end, END)
+    return AxisSlice(axis, start, end, second.step)  # 3
 
 
 def write_slice(op: Rewriter, value: onnx_ir.Value, parts: list[AxisSlice], opset: int) -> onnx_ir.Value:
