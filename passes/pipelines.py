@@ -32,6 +32,7 @@ def simplify() -> list[Stage]:
         pass_class("deduplicate-initializers")(),
         rules,
         pass_class("eliminate-common-subexpressions")(),
+        pass_class("slices-to-split")(),
         # Shapes that became known make constants; those and merged nodes make new matches.
         *_when_present("fold-constants"),
         rules,
