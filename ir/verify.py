@@ -273,11 +273,10 @@ class Verifier:
 
 
 def _is_repetition(case: InputCase, truths: Sequence[_Truth]) -> bool:
-    """After two bindings have shown every style, further ones bring only their sizes."""
+    """The first binding of dims shows every style; further ones bring only their sizes."""
     style, _, binding = case.name.partition(", ")
-    seen = [t.case.name.partition(", ")[2] for t in truths]
-    complete = list(dict.fromkeys(name for name in seen if name))[:2]
-    return len(complete) == 2 and binding not in ("", *complete) and style not in ("random", "padded left")
+    first = next((name for t in truths if (name := t.case.name.partition(", ")[2])), "")
+    return bool(first) and binding not in ("", first) and style not in ("random", "padded left")
 
 
 def _try_reference(reference: Reference, case: InputCase) -> dict[str, np.ndarray] | None:
