@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -98,20 +98,6 @@ class FileTensor(onnx_ir.ExternalTensor):
             self._refuse("its data file was cut short while it was read")
 
 
-def roots_of(model: onnx_ir.Model) -> list[tuple[onnx_ir.Graph, int]]:
-    """The main graph and the function bodies, with the version of the default domain in each."""
-    imported = model.opset_imports
-    functions = model.functions.values()
-    return [
-        (model.graph, _default_opset(imported)),
-        *((function.graph, _default_opset(function.opset_imports or imported)) for function in functions),
-    ]
-
-
-def _default_opset(imports: Mapping[str, int]) -> int:
-    return imports.get("", imports.get("ai.onnx", 0))
-
-
 def all_tensors(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.TensorProtocol]]:
     """Every tensor a model holds with the name of its place: initializers and tensor attributes, in all scopes."""
     for place, tensor, _ in tensor_slots(model):
@@ -123,7 +109,7 @@ Replace = Callable[[onnx_ir.TensorProtocol], None]
 
 def tensor_slots(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.TensorProtocol, Replace]]:
     """`all_tensors` with a function that puts another tensor in the same place."""
-    for root, _ in roots_of(model):
+    for root in [model.graph, *(function.graph for function in model.functions.values())]:
         pending = [root]
         while pending:
             graph = pending.pop()

@@ -22,7 +22,7 @@ from opgraft.ir.destination import (
 from opgraft.ir.errors import OutputError
 from opgraft.ir.external import FileTensor, Replace, all_tensors, tensor_slots
 from opgraft.ir.program import Program
-from opgraft.ir.required_outputs import name_required_outputs
+from opgraft.ir.shared_data import common_data_file, share
 from opgraft.ir.wire import (
     GRAPH_INITIALIZER,
     INLINE_LIMIT_BYTES,
@@ -57,11 +57,19 @@ class _Weight:
 _Detached = tuple[onnx_ir.Value, onnx_ir.TensorProtocol]
 
 
-def save(program: Program, output: str | Path, *, force: bool = False, external: bool | None = None) -> list[Path]:
+def save(
+    program: Program,
+    output: str | Path,
+    *,
+    force: bool = False,
+    external: bool | None = None,
+    link_weights: bool = False,
+) -> list[Path]:
     """Write `program` to `output`; nothing is left behind when that fails, and the input file is never touched.
 
     Weights stay inline unless the input kept them outside or they exceed protobuf's limit; then they go to
-    `<output>.data`. `external` decides otherwise. Returns the files written. Raises OutputError.
+    `<output>.data`. `external` decides otherwise. With `link_weights`, a data file of which nothing changed gets a
+    second name instead of being copied. Returns the files written. Raises OutputError.
     """
     path = Path(output)
     check_output(path, program.path, force=force)
@@ -73,7 +81,7 @@ def save(program: Program, output: str | Path, *, force: bool = False, external:
     temporaries: list[Path] = []
     try:
         if external:
-            return _save_external(program, path, temporaries)
+            return _save_external(program, path, temporaries, link_weights=link_weights)
         return _save_inline(program, path, temporaries)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -126,7 +134,6 @@ def _message(
     program: Program, detached: list[_Detached], substitutes: list[tuple[Replace, Any, Any]]
 ) -> onnx.ModelProto:
     """The model as a message, without the detached weights and with other tensors in some places."""
-    name_required_outputs(program.model)
     for value, _ in detached:
         value.const_value = None
     for replace, _, substitute in substitutes:
@@ -254,8 +261,11 @@ class _DataFile:
         return self._written[key]
 
 
-def _save_external(program: Program, path: Path, temporaries: list[Path]) -> list[Path]:
+def _save_external(program: Program, path: Path, temporaries: list[Path], *, link_weights: bool) -> list[Path]:
     weights, detached = _detach_weights(program.graph)
+    shared = _share_data(program, path, temporaries, [weight.tensor for weight in weights], detached, link_weights)
+    if shared is not None:
+        return _save_message(program, path, temporaries, weights, detached, shared, [])
     substitutes: list[tuple[Replace, Any, Any]] = []
     with _open_output(data_path(path), temporaries, sum(weight.n_bytes for weight in weights)) as file:
         data = _DataFile(file, data_path(path).name)
@@ -266,19 +276,54 @@ def _save_external(program: Program, path: Path, temporaries: list[Path]) -> lis
             else:
                 offset = data.add(tensor, tensor.nbytes)
                 substitutes.append((replace, tensor, _moved(tensor, data.location, offset)))
-        has_data = file.tell() > 0
+        if not file.tell():
+            temporaries.pop().unlink()
+    return _save_message(program, path, temporaries, weights, detached, offsets, substitutes)
+
+
+def _share_data(
+    program: Program,
+    path: Path,
+    temporaries: list[Path],
+    tensors: list[Any],
+    detached: list[_Detached],
+    link_weights: bool,
+) -> list[int] | None:
+    """Offsets in the input's data file when the output can have that as it is."""
+    source = common_data_file(tensors)
+    if source is None or _stray_tensors(program, detached):
+        return None
+    open_temporary(data_path(path), temporaries).close()
+    if share(source, temporaries[-1], tensors, link=link_weights):
+        return [tensor.offset or 0 for tensor in tensors]
+    temporaries.pop().unlink()
+    return None
+
+
+def _save_message(
+    program: Program,
+    path: Path,
+    temporaries: list[Path],
+    weights: list[_Weight],
+    detached: list[_Detached],
+    offsets: list[int],
+    substitutes: list[tuple[Replace, Any, Any]],
+) -> list[Path]:
+    """Write the model beside its data file, which is the first temporary if there is one, and publish both."""
+    data = temporaries[0] if temporaries else None
+    location = data_path(path).name
     proto = _message(program, detached, substitutes)
     for weight, offset in zip(weights, offsets, strict=True):
         header = proto.graph.initializer.add()
         header.ParseFromString(weight.header)
         header.data_location = onnx.TensorProto.EXTERNAL
-        entries = {"location": data.location, "offset": str(offset), "length": str(weight.n_bytes)}
+        entries = {"location": location, "offset": str(offset), "length": str(weight.n_bytes)}
         for key, text in entries.items():
             header.external_data.add(key=key, value=text)
     with open_temporary(path, temporaries) as file:
         file.write(proto.SerializeToString(deterministic=True))
-    publish(temporaries[1], temporaries[0] if has_data else None, path)
-    return [path, data_path(path)] if has_data else [path]
+    publish(temporaries[-1], data, path)
+    return [path, data_path(path)] if data is not None else [path]
 
 
 def _moved(tensor: onnx_ir.ExternalTensor, location: str, offset: int) -> onnx_ir.ExternalTensor:

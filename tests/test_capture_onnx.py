@@ -357,12 +357,6 @@ def test_typed_fields_hold_what_the_check_expects(data_type, tmp_path):
 # Made regular
 
 
-def test_an_unused_output_that_must_exist_gets_a_name(tmp_path):
-    made = model([node("TopK", ["x", "k"], ["y", ""])], initializers=[numpy_helper.from_array(np.array([2]), "k")])
-    path, copy = round_trip(made, tmp_path)
-    assert bits(copy) == bits(path)
-
-
 def all_names(graph, outer=frozenset()):
     """Every name of a graph and its subgraphs; fails where an inner one repeats an outer one."""
     names = {i.name for i in (*graph.input, *graph.initializer)} | {o for n in graph.node for o in n.output}
