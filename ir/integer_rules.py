@@ -61,9 +61,7 @@ def _in_range(integers: Integers) -> Integers:
     elements = integers.elements
     if all(e is None or not isinstance(e, int) or low <= e <= high for e in elements.reshape(-1).tolist()):
         return integers
-    kept = [
-        None if isinstance(e, int) and not low <= e <= high else e for e in elements.reshape(-1).tolist()
-    ]
+    kept = [None if isinstance(e, int) and not low <= e <= high else e for e in elements.reshape(-1).tolist()]
     return Integers(object_array(kept, elements.shape), integers.dtype)
 
 
@@ -413,3 +411,6 @@ _RULES: dict[str, Rule] = {
     "ReduceMax": _reduction(maximum, None),
     "ReduceMin": _reduction(minimum, None),
 }
+
+INTEGER_OPERATORS = tuple(_RULES)
+"""Operators whose results on small integer tensors are followed."""

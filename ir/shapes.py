@@ -1,419 +1,326 @@
-"""Shapes and the contents of shape tensors, as integers and expressions over named dims; forward, once per node.
+"""Shapes of all values and contents of shape tensors, as numbers and expressions of the model's dims.
 
-Two facts about a value: its dims, and, for small integer tensors, its elements. Both are `Size` (an int or a polynomial
-over dim names, see `ir.dims`) or None for unknown. A recorded shape (`value_info`) is taken as a fact; where it says
-nothing, the operators' rules fill in. Two dims of the same name are the same number, as the standard says; ONNX Runtime
-does not check that of its inputs. Named dims are taken to be at least one.
+Facts come from the declared shapes of the graph's inputs (which ONNX Runtime enforces where they are numbers), from
+constants, and from the operators' rules. Dims of one name are one number, as the ONNX standard says of a graph
+(IR.md, "Static tensor shapes"); ONNX Runtime does not check that: inputs that break it are broadcast, if they can be.
+Sizes are taken to be below 2**31 - 1, which exporters write for "to the end".
+
+Shapes recorded for other values are hearsay: exporters and editors leave wrong ones behind. They only fill in what no
+rule tells, and only in a model none of whose records contradicts the rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import onnx_ir
 from opgraft.ir.dim_text import parse_dim
-from opgraft.ir.dims import Size, floor_divide, maximum
-from opgraft.ir.program import Program, constant_ints, constant_tensor, is_op
+from opgraft.ir.dims import Dim, Size
+from opgraft.ir.element_types import infer_types
+from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Sizes, integers_of, unknown_integers
+from opgraft.ir.integer_rules import follow
+from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, nested_graphs
+from opgraft.ir.shape_rule import ShapeOperands, Unknowns, is_opaque
+from opgraft.ir.shape_rules import SHAPE_RULES, infer
+
+__all__ = ["Extent", "Extents", "ShapeAnalysis", "analyze_shapes", "is_opaque", "record_shapes"]
 
 Extent: TypeAlias = "Size | None"
 Extents: TypeAlias = "tuple[Extent, ...]"
-# Contents longer than this are no shapes.
-_MAX_CONTENT = 64
 
 
-@dataclass
 class ShapeAnalysis:
-    """Facts by value. Rewrites keep values equal, so facts outlive them; new values have none."""
+    """Facts by value, each worked out when first asked for; rewrites keep values equal, so facts outlive them."""
 
-    shapes: dict[onnx_ir.Value, Extents] = field(default_factory=dict)
-    contents: dict[onnx_ir.Value, Extents] = field(default_factory=dict)
+    def __init__(self, program: Program, *, trust_records: bool = False) -> None:
+        self.trust_records = trust_records
+        """Whether recorded shapes fill in what the rules leave open."""
+        self.contradictions: list[onnx_ir.Value] = []
+        """Values whose recorded shape is not the one that follows from their inputs."""
+        self._inputs = set(program.graph.inputs)
+        self._straight = set(_straight_graphs(program.graph))
+        self._unknowns = Unknowns()
+        self._sizes: dict[onnx_ir.Value, Sizes | None] = {}
+        self._integers: dict[onnx_ir.Value, Integers | None] = {}
+        self._types: dict[onnx_ir.Value, onnx_ir.DataType | None] = {}
+
+    def sizes(self, value: onnx_ir.Value | None) -> Sizes | None:
+        """The dims, or None when the rank is unknown. A size that nothing is known of has a name of its own, for
+        which `is_opaque` holds: equal names are equal numbers all the same."""
+        return None if value is None else self._find(value)
 
     def shape(self, value: onnx_ir.Value | None) -> Extents | None:
-        """The dims of `value`, or None when not even the rank is known."""
+        """The dims in terms of the model's own names, None for those that are unknown."""
+        sizes = self.sizes(value)
+        return None if sizes is None else tuple(None if is_opaque(d) else d for d in sizes)
+
+    def integers(self, value: onnx_ir.Value | None) -> Integers | None:
+        """The elements of a small integer tensor; sizes among them may be opaque."""
         if value is None:
             return None
-        found = self.shapes.get(value)
-        return found if found is not None else recorded_shape(value)
+        self._find(value)
+        return self._integers.get(value)
 
     def content(self, value: onnx_ir.Value | None) -> Extents | None:
-        """The elements of a small integer scalar or vector, or None."""
-        if value is None:
+        """The elements of a small integer tensor in order, None for those that are unknown."""
+        found = self.integers(value)
+        if found is None:
             return None
-        found = self.contents.get(value)
-        if found is not None:
-            return found
-        constant = constant_ints(value, limit=_MAX_CONTENT)
-        return tuple(constant) if constant is not None else None
+        return tuple(None if e is None or is_opaque(e) else e for e in found.elements.reshape(-1).tolist())
 
     def static_content(self, value: onnx_ir.Value | None) -> list[int] | None:
-        content = self.content(value)
-        if content is None or not all(isinstance(c, int) for c in content):
+        """The elements of a small integer tensor when all of them are numbers."""
+        found = self.integers(value)
+        return None if found is None else found.numbers()
+
+    def dtype(self, value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
+        """The element type, recorded or inferred."""
+        if value is None:
             return None
-        return [c for c in content if isinstance(c, int)]
+        self._find(value)
+        return self._types.get(value, value.dtype)
+
+    # -- working it out, without recursion: graphs are deeper than Python's stack ---------------------------------
+
+    def _find(self, value: onnx_ir.Value) -> Sizes | None:
+        if value not in self._sizes:
+            self._visit(value)
+        return self._sizes[value]
+
+    def _visit(self, wanted: onnx_ir.Value) -> None:
+        stack = [wanted]
+        while stack:
+            value = stack[-1]
+            if value in self._sizes:
+                stack.pop()
+                continue
+            node = value.producer()
+            if node is None or constant_tensor(value) is not None:
+                self._start(value)
+            else:
+                missing = [v for v in _sources(node) if v not in self._sizes]
+                if missing:
+                    stack += missing
+                    continue
+                self._apply_rules(node)
+            stack.pop()
+
+    def _start(self, value: onnx_ir.Value) -> None:
+        """A value that no operator computes: a constant, an input, or what a body is given."""
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            sizes = tuple(d for d in tensor.shape if isinstance(d, int))
+            self._types[value] = tensor.dtype
+            if tensor.size <= MAX_ELEMENTS and tensor.dtype in _FOLLOWED:
+                self._integers[value] = integers_of(tensor.numpy(), tensor.dtype)
+            self._sizes[value] = sizes
+        elif value in self._inputs:
+            self._sizes[value] = self._recorded(value)
+        else:
+            self._sizes[value] = None
+        if value not in self._integers:
+            self._integers[value] = unknown_integers(self._sizes[value], value.dtype)
+
+    def _trusts(self, value: onnx_ir.Value) -> bool:
+        """Bodies of functions and loops run with many shapes; what is recorded in them holds for one at most."""
+        node = value.producer()
+        return self.trust_records and node is not None and node.graph in self._straight
+
+    def _recorded(self, value: onnx_ir.Value) -> Sizes | None:
+        if value.shape is None or not isinstance(value.type, onnx_ir.TensorType | None):
+            return None
+        return tuple(self._recorded_size(d) for d in value.shape)
+
+    def _recorded_size(self, size: int | onnx_ir.SymbolicDim) -> Size:
+        if isinstance(size, int):
+            return size
+        return parse_dim(size.value) if size.value else self._unknowns.fresh()
+
+    def _apply_rules(self, node: onnx_ir.Node) -> None:
+        outputs = node.outputs
+        types: list[onnx_ir.DataType | None] = [None] * len(outputs)
+        shapes: list[Sizes | None] = [None] * len(outputs)
+        contents: list[Integers | None] = [None] * len(outputs)
+        if is_op(node, "If"):
+            shapes, types = self._join_branches(node)
+        elif node.op_type in SHAPE_RULES and node.domain in DEFAULT_DOMAINS and not _refers(node):
+            inputs = list(node.inputs)
+            types = infer_types(node, [None if v is None else self._types.get(v, v.dtype) for v in inputs])
+            operands = ShapeOperands(
+                node,
+                [None if v is None else self._integers[v] for v in inputs],
+                [None if v is None else self._sizes[v] for v in inputs],
+                self._unknowns,
+            )
+            shapes = list(infer(operands))
+            contents = follow(operands)
+        for output, shape, dtype, content in zip(outputs, shapes, types, contents, strict=True):
+            self._set(output, shape, output.dtype or dtype, content)
+
+    def _set(
+        self, value: onnx_ir.Value, shape: Sizes | None, dtype: onnx_ir.DataType | None, content: Integers | None
+    ) -> None:
+        if not isinstance(value.type, onnx_ir.TensorType | None):
+            shape = content = None
+        elif self._trusts(value):
+            shape = self._filled_in(shape, value)
+        if content is not None:
+            # The elements tell the shape, and more surely than the shape rule does.
+            shape = tuple(content.elements.shape)
+        self._sizes[value] = shape
+        self._types[value] = dtype
+        self._integers[value] = content if content is not None else unknown_integers(shape, dtype)
+
+    def _filled_in(self, shape: Sizes | None, value: onnx_ir.Value) -> Sizes | None:
+        recorded = self._recorded(value)
+        if recorded is None or (shape is not None and len(shape) != len(recorded)):
+            return shape
+        if shape is None:
+            return recorded
+        return tuple(r if is_opaque(s) and not is_opaque(r) else s for s, r in zip(shape, recorded, strict=True))
+
+    def _join_branches(self, node: onnx_ir.Node) -> tuple[list[Sizes | None], list[onnx_ir.DataType | None]]:
+        branches = direct_subgraphs(node)
+        shapes: list[Sizes | None] = []
+        types: list[onnx_ir.DataType | None] = []
+        for index in range(len(node.outputs)):
+            ends = [b.outputs[index] for b in branches if index < len(b.outputs)]
+            found = [self._sizes[v] for v in ends]
+            first = found[0] if found else None
+            known = [s for s in found if s is not None and first is not None and len(s) == len(first)]
+            types.append(self._types.get(ends[0]) if ends else None)
+            if first is None or len(known) != len(branches):
+                shapes.append(None)
+            else:
+                shapes.append(
+                    tuple(
+                        d[0] if all(x == d[0] for x in d) else self._unknowns.fresh() for d in zip(*known, strict=True)
+                    )
+                )
+        return shapes, types
 
 
-def recorded_shape(value: onnx_ir.Value) -> Extents | None:
-    """The shape that the model declares; unnamed dims are None."""
-    tensor = constant_tensor(value)
-    shape = tensor.shape if tensor is not None else value.shape
-    if shape is None:
-        return None
-    return tuple(_extent(d) for d in shape)
+def _straight_graphs(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Graph]:
+    """The graph and the branches in it, whose nodes run once at most."""
+    yield graph
+    for node in graph:
+        if node.attributes and is_op(node, "If"):
+            for branch in direct_subgraphs(node):
+                yield from _straight_graphs(branch)
 
 
-def _extent(dim: Any) -> Extent:
-    if isinstance(dim, int):
-        return dim
-    return parse_dim(dim.value) if dim.value else None
+_FOLLOWED = (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32, onnx_ir.DataType.BOOL)
+
+
+def _sources(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    yield from (v for v in node.inputs if v is not None)
+    if is_op(node, "If"):
+        for branch in direct_subgraphs(node):
+            yield from branch.outputs
+
+
+def _refers(node: onnx_ir.Node) -> bool:
+    return bool(node.attributes) and any(a.is_ref() for a in node.attributes.values())
 
 
 def analyze_shapes(program: Program) -> ShapeAnalysis:
-    """Facts about every value of the main graph and its subgraphs that the rules reach."""
-    facts = ShapeAnalysis()
+    """Facts about every value of the program; values that passes make later are worked out when asked for."""
+    facts = ShapeAnalysis(program)
+    open_records = False
+    declared = {n for v in program.graph.inputs for d in facts.sizes(v) or () for n in _names(d)}
+    for value in _computed_values(program):
+        sizes = facts.sizes(value)
+        recorded = value.shape
+        if recorded is None:
+            continue
+        if _contradicts(sizes, recorded, declared):
+            facts.contradictions.append(value)
+        elif sizes is None or any(is_opaque(s) and _tells(r) for s, r in zip(sizes, recorded, strict=True)):
+            open_records = True
+    if facts.contradictions or not open_records:
+        return facts
+    trusting = ShapeAnalysis(program, trust_records=True)
+    for value in _computed_values(program):
+        trusting.sizes(value)
+    return trusting
+
+
+def _computed_values(program: Program) -> Iterator[onnx_ir.Value]:
     for graph in program.scopes():
         for node in graph:
-            _visit(node, facts)
-    return facts
+            yield from node.outputs
 
 
-def _visit(node: onnx_ir.Node, facts: ShapeAnalysis) -> None:
-    if not is_op(node, node.op_type) or not node.outputs:
-        return
-    rule = _SHAPE_RULES.get(node.op_type)
-    recorded = recorded_shape(node.outputs[0])
-    if rule is not None and (recorded is None or any(d is None for d in recorded)):
-        computed = rule(node, facts)
-        if computed is not None:
-            facts.shapes[node.outputs[0]] = _merge(recorded, computed)
-    content_rule = _CONTENT_RULES.get(node.op_type)
-    if content_rule is not None and _is_integer(node, facts):
-        content = content_rule(node, facts)
-        if content is not None and len(content) <= _MAX_CONTENT:
-            facts.contents[node.outputs[0]] = content
-            if node.op_type in ("Slice", "Concat") and facts.shape(node.outputs[0]) is None:
-                facts.shapes[node.outputs[0]] = (len(content),)
+def _names(size: Size) -> Iterable[str]:
+    return size.names if isinstance(size, Dim) else ()
 
 
-def _is_integer(node: onnx_ir.Node, facts: ShapeAnalysis) -> bool:
-    """Whether the result is an int32 or int64 tensor, recorded or because its operands are."""
-    dtype = node.outputs[0].dtype
-    if dtype is not None:
-        return dtype in (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32)
-    return node.op_type in ("Shape", "Size", "Cast") or all(
-        i is None or facts.content(i) is not None or i.dtype == onnx_ir.DataType.INT64 for i in node.inputs
-    )
+def _tells(size: int | onnx_ir.SymbolicDim) -> bool:
+    return isinstance(size, int) or bool(size.value)
 
 
-def _merge(recorded: Extents | None, computed: Extents) -> Extents:
-    """Recorded dims where there are any. Ranks or numbers that contradict each other leave the dim unknown."""
-    if recorded is None:
-        return computed
-    if len(recorded) != len(computed):
-        return recorded
-    merged: list[Extent] = []
-    for left, right in zip(recorded, computed, strict=True):
-        contradicts = isinstance(left, int) and isinstance(right, int) and left != right
-        merged.append(None if contradicts else left if left is not None else right)
-    return tuple(merged)
+def _contradicts(sizes: Sizes | None, recorded: onnx_ir.Shape, declared: set[str]) -> bool:
+    """Whether a record says something else than the rules: a number, or another of the inputs' own dims."""
+    if sizes is None:
+        return False
+    if len(sizes) != len(recorded):
+        return True
+    for size, said in zip(sizes, recorded, strict=True):
+        if is_opaque(size) or not _tells(said):
+            continue
+        if isinstance(said, int):
+            if size != said:
+                return True
+        elif isinstance(size, Dim):
+            other = parse_dim(said.value or "")
+            if other != size and declared.issuperset(_names(other)):
+                return True
+    return False
 
 
-# -- shape rules -----------------------------------------------------------------------------------------------
+def record_shapes(program: Program, facts: ShapeAnalysis) -> int:
+    """Write what is known to values whose shape or type is missing or incomplete. Returns how many were changed.
+
+    Where a record contradicts the rules, neither is kept. Function bodies and the model's interface stay as they are.
+    """
+    doubted = set(facts.contradictions)
+    changed = 0
+    for graph in nested_graphs(program.graph):
+        for node in graph:
+            for value in node.outputs:
+                if not value.is_graph_output() and value.name:
+                    changed += _record(value, facts, value in doubted)
+    return changed
 
 
-def _ints(node: onnx_ir.Node, name: str) -> list[int] | None:
-    attribute = node.attributes.get(name)
-    return None if attribute is None or attribute.is_ref() else list(attribute.as_ints())
+def _record(value: onnx_ir.Value, facts: ShapeAnalysis, is_doubted: bool) -> bool:
+    if not isinstance(value.type, onnx_ir.TensorType | None):
+        return False
+    before = (value.type, value.shape)
+    dtype, known, recorded = facts.dtype(value), facts.shape(value), value.shape
+    if value.type is None and dtype is not None:
+        value.type = onnx_ir.TensorType(dtype)
+    if known is not None and recorded is not None and is_doubted:
+        value.shape = _joined(known, recorded)
+    elif known is not None and (
+        recorded is None or any(k is not None and k != _read(r) for k, r in zip(known, recorded, strict=True))
+    ):
+        said = recorded if recorded is not None else [None] * len(known)
+        value.shape = onnx_ir.Shape([r if k is None else _spelled(k) for k, r in zip(known, said, strict=True)])
+    return before[0] is not value.type or before[1] != value.shape
 
 
-def _int(node: onnx_ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
-
-
-def broadcast(shapes: Sequence[Extents]) -> Extents:
-    """The shape of an elementwise result; a dim is known when one operand alone decides it."""
-    rank = max((len(s) for s in shapes), default=0)
-    result: list[Extent] = []
-    for position in range(rank):
-        dims = [s[position - rank + len(s)] for s in shapes if position - rank + len(s) >= 0]
-        others = [d for d in dims if d != 1]
-        if not others:
-            result.append(1)
-        elif all(d == others[0] for d in others):
-            result.append(others[0])
-        else:
-            numbers = [d for d in others if isinstance(d, int)]
-            result.append(numbers[0] if numbers else None)
-    return tuple(result)
-
-
-def _elementwise(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shapes = [facts.shape(v) for v in node.inputs if v is not None]
-    known = [s for s in shapes if s is not None]
-    return broadcast(known) if len(known) == len(shapes) else None
-
-
-def _same(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    return facts.shape(node.inputs[0])
-
-
-def _matmul(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    left, right = facts.shape(node.inputs[0]), facts.shape(node.inputs[1])
-    if left is None or right is None or len(left) < 2 or len(right) < 2:
+def _joined(known: Extents, recorded: onnx_ir.Shape) -> onnx_ir.Shape | None:
+    """What both say."""
+    if len(known) != len(recorded):
         return None
-    return (*broadcast([left[:-2], right[:-2]]), left[-2], right[-1])
+    return onnx_ir.Shape([_spelled(k) if k == _read(r) else None for k, r in zip(known, recorded, strict=True)])
 
 
-def _transpose(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shape = facts.shape(node.inputs[0])
-    if shape is None:
-        return None
-    perm = _ints(node, "perm") or list(range(len(shape)))[::-1]
-    return tuple(shape[p] for p in perm) if len(perm) == len(shape) else None
+def _read(size: int | onnx_ir.SymbolicDim) -> Extent:
+    return size if isinstance(size, int) else parse_dim(size.value) if size.value else None
 
 
-def _reshape(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    data, target = facts.shape(node.inputs[0]), facts.content(node.inputs[1]) if len(node.inputs) > 1 else None
-    if target is None:
-        return None
-    result: list[Extent] = []
-    for index, size in enumerate(target):
-        if size == 0 and not _int(node, "allowzero", 0):
-            result.append(data[index] if data is not None and index < len(data) else None)
-        else:
-            result.append(None if size == -1 else size)
-    if any(size == -1 for size in target):
-        result[list(target).index(-1)] = _remaining(data, [r for r, t in zip(result, target, strict=True) if t != -1])
-    return tuple(result)
-
-
-def _remaining(data: Extents | None, others: Sequence[Extent]) -> Extent:
-    """What is left of the elements of `data` after division by `others`, when it divides."""
-    if data is None or any(d is None for d in data) or any(o is None for o in others):
-        return None
-    total: Size = 1
-    for extent in data:
-        total = total * extent if extent is not None else total
-    divisor: Size = 1
-    for other in others:
-        divisor = divisor * other if other is not None else divisor
-    if divisor == 0:
-        return None
-    quotient = floor_divide(total, divisor)
-    return quotient if quotient * divisor == total else None
-
-
-def _expand(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    data, target = facts.shape(node.inputs[0]), facts.content(node.inputs[1])
-    return broadcast([data, target]) if data is not None and target is not None else None
-
-
-def _axes(node: onnx_ir.Node, facts: ShapeAnalysis, index: int = 1) -> list[int] | None:
-    if len(node.inputs) > index and node.inputs[index] is not None:
-        return facts.static_content(node.inputs[index])
-    return _ints(node, "axes")
-
-
-def _unsqueeze(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shape, axes = facts.shape(node.inputs[0]), _axes(node, facts)
-    if shape is None or axes is None:
-        return None
-    rank = len(shape) + len(axes)
-    ones = {a % rank for a in axes}
-    rest = iter(shape)
-    return tuple(1 if position in ones else next(rest) for position in range(rank))
-
-
-def _squeeze(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shape, axes = facts.shape(node.inputs[0]), _axes(node, facts)
-    if shape is None or axes is None:
-        return None
-    gone = {a % len(shape) for a in axes}
-    return tuple(d for i, d in enumerate(shape) if i not in gone)
-
-
-def _concat(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shapes = [facts.shape(v) for v in node.inputs]
-    known = [s for s in shapes if s]
-    if len(known) != len(shapes):
-        return None
-    axis = _int(node, "axis", 0) % len(known[0])
-    total: Extent = 0
-    for shape in known:
-        part = shape[axis]
-        total = total + part if total is not None and part is not None else None
-    return tuple(total if i == axis else _first_known([s[i] for s in known]) for i in range(len(known[0])))
-
-
-def _first_known(dims: Sequence[Extent]) -> Extent:
-    return next((d for d in dims if isinstance(d, int)), dims[0])
-
-
-def _gather(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    data, indices = facts.shape(node.inputs[0]), facts.shape(node.inputs[1])
-    if not data or indices is None:
-        return None
-    axis = _int(node, "axis", 0) % len(data)
-    return (*data[:axis], *indices, *data[axis + 1 :])
-
-
-def _shape_of_shape(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    content = _shape_content(node, facts)
-    return (len(content),) if content is not None else None
-
-
-_SHAPE_RULES: dict[str, Callable[[onnx_ir.Node, ShapeAnalysis], Extents | None]] = {
-    **dict.fromkeys(
-        (
-            *("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater"),
-            *("GreaterOrEqual", "Where", "Max", "Min", "Sum", "Mean", "Mod"),
-        ),
-        _elementwise,
-    ),
-    **dict.fromkeys(
-        (
-            *("Identity", "Cast", "Relu", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Neg", "Abs", "Not", "Erf", "Gelu"),
-            *("Sin", "Cos", "Softmax", "LogSoftmax", "LayerNormalization", "BatchNormalization", "Reciprocal", "Clip"),
-            *("IsNaN", "Dropout", "HardSigmoid", "HardSwish", "LeakyRelu", "Softplus", "Floor", "Ceil", "Round"),
-            *("CumSum", "Trilu", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "CastLike"),
-        ),
-        _same,
-    ),
-    "MatMul": _matmul,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Expand": _expand,
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Concat": _concat,
-    "Gather": _gather,
-    "Shape": _shape_of_shape,
-}
-
-
-# -- content rules ---------------------------------------------------------------------------------------------
-
-
-def _shape_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shape = facts.shape(node.inputs[0])
-    if shape is None:
-        return None
-    end = node.attributes.get("end")
-    return shape[_int(node, "start", 0) : end.as_int() if end is not None else None]
-
-
-def _size_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    shape = facts.shape(node.inputs[0])
-    if shape is None or any(d is None for d in shape):
-        return None
-    total: Size = 1
-    for extent in shape:
-        total = total * extent if extent is not None else total
-    return (total,)
-
-
-def _gather_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    content, picks = facts.content(node.inputs[0]), facts.static_content(node.inputs[1])
-    if content is None or picks is None or facts.shape(node.inputs[0]) in (None, ()):
-        return None
-    if any(not -len(content) <= p < len(content) for p in picks):
-        return None
-    return tuple(content[p] for p in picks)
-
-
-def _slice_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    content = facts.content(node.inputs[0])
-    steps: list[int] | None
-    if len(node.inputs) < 3:
-        starts, ends, steps = _ints(node, "starts"), _ints(node, "ends"), [1]
-    else:
-        starts, ends = facts.static_content(node.inputs[1]), facts.static_content(node.inputs[2])
-        steps = facts.static_content(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else [1]
-    if content is None or not starts or not ends or not steps or len(starts) != 1 or steps[0] < 1:
-        return None
-    return content[starts[0] : ends[0] : steps[0]]
-
-
-def _concat_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    parts: list[Extent] = []
-    for value in node.inputs:
-        content = facts.content(value)
-        if content is None:
-            # One unknown number keeps its place when the length is known.
-            shape = facts.shape(value)
-            if shape is None or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] > _MAX_CONTENT:
-                return None
-            content = (None,) * shape[0]
-        parts += content
-    return tuple(parts)
-
-
-def _same_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    return facts.content(node.inputs[0])
-
-
-def _cast_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    to = onnx_ir.DataType(_int(node, "to", 0))
-    source = node.inputs[0].dtype if node.inputs[0] is not None else None
-    integers = (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32)
-    # int64 to int32 wraps; sizes never reach that, other numbers may.
-    return facts.content(node.inputs[0]) if to == onnx_ir.DataType.INT64 and source in integers else None
-
-
-def _reshape_content(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-    target = facts.static_content(node.inputs[1])
-    return facts.content(node.inputs[0]) if target is not None and len(target) <= 1 else None
-
-
-def _arithmetic(combine: Callable[[Size, Size], Extent]) -> Callable[[onnx_ir.Node, ShapeAnalysis], Extents | None]:
-    def rule(node: onnx_ir.Node, facts: ShapeAnalysis) -> Extents | None:
-        if len(node.inputs) != 2:
-            return None
-        left, right = facts.content(node.inputs[0]), facts.content(node.inputs[1])
-        if left is None or right is None or (len(left) != len(right) and 1 not in (len(left), len(right))):
-            return None
-        size = max(len(left), len(right))
-        pairs = zip(left * (size // len(left)), right * (size // len(right)), strict=True) if left and right else ()
-        return tuple(combine(a, b) if a is not None and b is not None else None for a, b in pairs)
-
-    return rule
-
-
-def _divide(numerator: Size, denominator: Size) -> Extent:
-    """ONNX divides towards zero: the same as flooring where nothing is negative."""
-    if not isinstance(denominator, int) or denominator <= 0:
-        return None
-    if isinstance(numerator, int):
-        return numerator // denominator if numerator >= 0 else None
-    quotient = floor_divide(numerator, denominator)
-    return quotient if quotient * denominator == numerator else None
-
-
-def _maximum(left: Size, right: Size) -> Extent:
-    return max(left, right) if isinstance(left, int) and isinstance(right, int) else maximum(left, right)
-
-
-def _minimum(left: Size, right: Size) -> Extent:
-    if isinstance(left, int) and isinstance(right, int):
-        return min(left, right)
-    return left if left == right else None
-
-
-_CONTENT_RULES: dict[str, Callable[[onnx_ir.Node, ShapeAnalysis], Extents | None]] = {
-    "Shape": _shape_content,
-    "Size": _size_content,
-    "Gather": _gather_content,
-    "Slice": _slice_content,
-    "Concat": _concat_content,
-    "Cast": _cast_content,
-    "Reshape": _reshape_content,
-    **dict.fromkeys(("Unsqueeze", "Squeeze", "Identity"), _same_content),
-    "Add": _arithmetic(lambda a, b: a + b),
-    "Sub": _arithmetic(lambda a, b: a - b),
-    "Mul": _arithmetic(lambda a, b: a * b),
-    "Div": _arithmetic(_divide),
-    "Max": _arithmetic(_maximum),
-    "Min": _arithmetic(_minimum),
-}
+def _spelled(size: Extent) -> int | str | None:
+    return size if size is None or isinstance(size, int) else str(size)

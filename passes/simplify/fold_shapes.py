@@ -7,40 +7,79 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir
+from opgraft.ir.integer_contents import Integers
+from opgraft.ir.integer_rules import INTEGER_OPERATORS
 from opgraft.ir.program import constant_tensor, is_op
-from opgraft.ir.shapes import Extents, ShapeAnalysis, analyze_shapes
+from opgraft.ir.shape_rules import ELEMENTWISE, SAME_SHAPE
+from opgraft.ir.shapes import ShapeAnalysis, analyze_shapes
 from opgraft.passes._pass import Contract, NoMatch, PassContext, Replacement
 from opgraft.passes._rewriter import Rewriter, can_stand_for
 from opgraft.passes._worklist import NodePass
+from opgraft.passes.simplify._reshape_target import allows_zero, nonempty_dims, spell_expand, spell_reshape
 
 
 @dataclass(frozen=True)
 class FoldShapes(NodePass):
     """Reshape(x, Concat(Gather(Shape(x), 0), ...)) -> Reshape(x, [0, -1, ...]); Shape(x) of known dims -> constant
 
-    1. An integer tensor whose elements are all known becomes an initializer.
-    2. A Reshape target becomes `0` where it copies the input's dim and `-1` where one dim remains.
-    3. An Expand to the shape that its input has disappears.
-    Named dims are taken to be at least one: `-1` beside a dim of size zero is an error in ONNX Runtime.
+    1. An integer tensor whose elements are all numbers becomes a constant.
+    2. One whose elements are those of an input of its node is that input.
+    3. A Reshape target gets `0` where it copies the input's dim and `-1` where one dim remains.
+    4. An Expand target gets `1` where the input has the size already; an Expand that changes nothing disappears.
+    5. Shape(f(x)) reads Shape(x) where f keeps the shape.
+
+    Dims of one name are one number, as the ONNX standard has it. (ONNX Runtime does not check inputs for that: where
+    they break the rule it broadcasts if it can.) They may be 0, and `-1` beside a 0 is an error: case 3 writes `-1`
+    only where the model itself fails on the 0, or where all else is a number.
     """
 
     contract: ClassVar[Contract] = Contract.EXACT
-    roots: ClassVar[tuple[str, ...]] = (
-        *("Shape", "Size", "Gather", "Slice", "Concat", "Cast", "Unsqueeze", "Squeeze", "Identity"),
-        *("Add", "Sub", "Mul", "Div", "Max", "Min", "Reshape", "Expand"),
-    )
+    roots: ClassVar[tuple[str, ...]] = (*INTEGER_OPERATORS, "Expand", "Reshape")
+
+    assume_nonempty: bool = False
+    """Take all dims to be at least 1: more targets can be spelled with `-1`, and the result fails on empty inputs."""
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         facts = shape_facts(context)
-        if is_op(node, "Reshape") and node.outputs[0] not in facts.contents:
-            return _reshape_target(node, op, facts)
+        known = _known_content(node, op, facts)
+        if not isinstance(known, NoMatch):
+            return known
+        if is_op(node, "Reshape"):
+            return self._reshape(node, op, facts, context)
         if is_op(node, "Expand"):
-            return _no_expansion(node, facts)
-        return _known_content(node, op, facts)
+            return _expand(node, op, facts)
+        if is_op(node, "Shape"):
+            return _earlier_shape(node, op, facts)
+        return known
+
+    def _reshape(
+        self, node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis, context: PassContext
+    ) -> Replacement | NoMatch:
+        if len(node.inputs) < 2 or node.inputs[1] is None:
+            return NoMatch("the target is an attribute", node)
+        data, target = node.inputs
+        if constant_tensor(target) is not None:
+            return NoMatch("the target is constant already", node)
+        content = facts.integers(target)
+        if content is None:
+            return NoMatch("the target's length is not known", node)
+        sizes = facts.sizes(data)
+        elements = content.elements.reshape(-1).tolist()
+        if self.assume_nonempty:
+            nonempty = frozenset(
+                n for s in (*(sizes or ()), *elements) if s is not None and not isinstance(s, int) for n in s.names
+            )
+        else:
+            nonempty = _nonempty(context, facts)
+        spelled = spell_reshape(sizes, elements, zero_is_zero=allows_zero(node), nonempty=nonempty)
+        if isinstance(spelled, NoMatch):
+            return NoMatch("{0}", node, spelled.reason)
+        constant = op.constant(np.array(spelled, dtype=np.int64), hint=_folded_name(target))
+        return [op.op("Reshape", [data, constant], like=node.outputs[0])[0]]
 
 
 def shape_facts(context: PassContext) -> ShapeAnalysis:
-    """The analysis, made again when something other than the current group changed the graph."""
+    """The analysis of the program, shared by all passes of a run."""
     facts = context.facts.get("shapes")
     if facts is None:
         facts = context.facts["shapes"] = analyze_shapes(context.program)
@@ -48,77 +87,86 @@ def shape_facts(context: PassContext) -> ShapeAnalysis:
     return result
 
 
+def _nonempty(context: PassContext, facts: ShapeAnalysis) -> frozenset[str]:
+    found = context.facts.get("nonempty dims")
+    if found is None:
+        found = context.facts["nonempty dims"] = nonempty_dims(context.program, facts)
+    result: frozenset[str] = found
+    return result
+
+
+def _folded_name(value: onnx_ir.Value | None) -> str:
+    return f"{value.name}_folded" if value is not None and value.name else "folded"
+
+
 def _known_content(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Replacement | NoMatch:
-    output = node.outputs[0]
-    content = facts.contents.get(output)
-    if content is None:
+    """Cases 1 and 2."""
+    used = [o for o in node.outputs if o.uses() or o.is_graph_output()]
+    contents = [facts.integers(o) for o in node.outputs]
+    if not used or any(c is None for c, o in zip(contents, node.outputs, strict=True) if o in used):
         return NoMatch("the elements are not known", node)
-    numbers = facts.static_content(output)
-    if numbers is None:
-        return NoMatch("the elements depend on symbolic dims", node)
-    rank = _rank(node, facts)
-    if rank is None or (rank == 0 and len(numbers) != 1) or rank > 1:
-        return NoMatch("the rank is not known", node)
-    if output.is_graph_output():
-        return NoMatch("a graph output is computed", output)
-    dtype = np.int32 if output.dtype == onnx_ir.DataType.INT32 else np.int64
-    array = np.array(numbers, dtype=dtype).reshape(() if rank == 0 else (len(numbers),))
-    return [op.constant(array, hint=f"{output.name or node.op_type}_folded")]
+    if any(o.is_graph_output() for o in used):
+        return NoMatch("a graph output is computed", node)
+    arrays = [None if c is None else c.array() for c in contents]
+    if all(a is not None for a, o in zip(arrays, node.outputs, strict=True) if o in used):
+        return [
+            onnx_ir.Value(name=None) if a is None or o not in used else op.constant(a, hint=_folded_name(o))
+            for a, o in zip(arrays, node.outputs, strict=True)
+        ]
+    if len(node.outputs) == 1 and contents[0] is not None:
+        for value in node.inputs:
+            if value is not None and _are_equal(facts.integers(value), contents[0]):
+                return [value]
+    return NoMatch("the elements depend on symbolic dims", node)
 
 
-def _rank(node: onnx_ir.Node, facts: ShapeAnalysis) -> int | None:
-    if is_op(node, "Shape"):
-        return 1
-    if is_op(node, "Size"):
-        return 0
-    shape = facts.shape(node.outputs[0])
-    return len(shape) if shape is not None else None
+def _are_equal(left: Integers | None, right: Integers) -> bool:
+    if left is None or left.dtype != right.dtype or left.elements.shape != right.elements.shape:
+        return False
+    pairs = zip(left.elements.reshape(-1).tolist(), right.elements.reshape(-1).tolist(), strict=True)
+    return all(a is not None and a == b for a, b in pairs)
 
 
-def _reshape_target(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Replacement | NoMatch:
-    if len(node.inputs) < 2 or node.inputs[1] is None:
-        return NoMatch("the target is an attribute", node)
+def _expand(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Replacement | NoMatch:
     data, target = node.inputs
+    sizes, content = facts.sizes(data), facts.integers(target)
+    if data is None or sizes is None or content is None:
+        return NoMatch("the shape or the target is not known", node)
+    spelled = spell_expand(sizes, content.elements.reshape(-1).tolist())
+    if isinstance(spelled, NoMatch):
+        return NoMatch("{0}", node, spelled.reason)
+    if len(spelled) <= len(sizes) and all(s == 1 for s in spelled):
+        refused = can_stand_for(data, node.outputs[0])
+        return refused if refused is not None else [data]
     if constant_tensor(target) is not None:
         return NoMatch("the target is constant already", node)
-    content = facts.content(target)
-    allowzero = node.attributes.get("allowzero")
-    if content is None:
-        return NoMatch("the target's length is not known", node)
-    if allowzero is not None and allowzero.as_int():
-        return NoMatch("allowzero gives 0 another meaning", node)
-    numbers = target_form(facts.shape(data), content)
-    if numbers is None:
-        return NoMatch("more than one dim of the target is not known", node)
-    name = f"{target.name}_folded" if target is not None and target.name else "target"
-    constant = op.constant(np.array(numbers, dtype=np.int64), hint=name)
-    return [op.op("Reshape", [data, constant], like=node.outputs[0])[0]]
+    constant = op.constant(np.array(spelled, dtype=np.int64), hint=_folded_name(target))
+    return [op.op("Expand", [data, constant], like=node.outputs[0])[0]]
 
 
-def target_form(data: Extents | None, content: Extents) -> list[int] | None:
-    """`content` as integers, 0 where it copies the dim of `data` at the same place, at most one -1; else None."""
-    numbers: list[int] = []
-    for index, size in enumerate(content):
-        if isinstance(size, int):
-            # A literal 0 already copies; a literal -1 already infers.
-            numbers.append(size)
-        elif size is not None and data is not None and index < len(data) and data[index] == size:
-            numbers.append(0)
-        else:
-            numbers.append(-1)
-    return numbers if numbers.count(-1) <= 1 else None
+def _earlier_shape(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Replacement | NoMatch:
+    value = node.inputs[0]
+    source = value
+    while (earlier := _same_shape_input(source, facts)) is not None:
+        source = earlier
+    if source is None or source is value:
+        return NoMatch("its dims are not known, and no earlier value has them", node)
+    result: onnx_ir.Value = op.Shape(source, **{name: a.as_int() for name, a in node.attributes.items()})
+    return [result]
 
 
-def _no_expansion(node: onnx_ir.Node, facts: ShapeAnalysis) -> Replacement | NoMatch:
-    data, target = node.inputs
-    shape, content = facts.shape(data), facts.content(target)
-    if data is None or shape is None or content is None:
-        return NoMatch("the shape or the target is not known", node)
-    if len(content) > len(shape):
-        return NoMatch("the target has more dims", node)
-    kept = shape[len(shape) - len(content) :]
-    same = all(size == 1 or (size is not None and size == extent) for size, extent in zip(content, kept, strict=True))
-    if not same:
-        return NoMatch("the target differs from the input's shape", node)
-    refused = can_stand_for(data, node.outputs[0])
-    return refused if refused is not None else [data]
+def _same_shape_input(value: onnx_ir.Value | None, facts: ShapeAnalysis) -> onnx_ir.Value | None:
+    """An input of the node that computes `value` whose shape is the same."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or value is not node.outputs[0]:
+        return None
+    if is_op(node, *SAME_SHAPE):
+        return node.inputs[0]
+    if is_op(node, *ELEMENTWISE):
+        sizes = facts.sizes(value)
+        for operand in node.inputs:
+            if sizes is None or operand is None or constant_tensor(operand) is not None:
+                continue
+            if facts.sizes(operand) == sizes:
+                return operand
+    return None
