@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir
-from opgraft.ir.program import constant_array
+from opgraft.ir.program import constant_array, constant_tensor
 from opgraft.passes._pass import NoMatch, PassContext
 from opgraft.passes.simplify._extents import extents, is_absorbed
 from opgraft.passes.simplify._nop import NopPass
@@ -44,12 +44,20 @@ class EliminateNopArithmetic(NopPass):
         for position in _POSITIONS[node.op_type]:
             constant = constant_array(operand(node, position))
             value = operand(node, 1 - position)
-            if constant is None or value is None or not _is_neutral(node.op_type, constant, value.dtype):
+            # Both operands have one type, except that Pow's exponent may have its own.
+            dtype = value.dtype if value is not None and node.op_type == "Pow" else type_of_constant(node, position)
+            if constant is None or value is None or not _is_neutral(node.op_type, constant, dtype):
                 continue
             if not is_absorbed(list(constant.shape), extents(value)):
                 return NoMatch("the constant may widen the other operand", node)
             return value
         return NoMatch("no operand is the neutral element", node)
+
+
+def type_of_constant(node: onnx_ir.Node, position: int) -> onnx_ir.DataType | None:
+    """The type of an operand from its tensor: values in function bodies record none."""
+    tensor = constant_tensor(operand(node, position))
+    return tensor.dtype if tensor is not None else None
 
 
 def _is_neutral(op_type: str, constant: np.ndarray, dtype: onnx_ir.DataType | None) -> bool:

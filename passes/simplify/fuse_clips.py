@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir
-from opgraft.ir.program import constant_array
+from opgraft.ir.program import constant_array, constant_tensor
 from opgraft.passes._pass import Contract, NoMatch, PassContext, Replacement
 from opgraft.passes._rewriter import Rewriter
 from opgraft.passes._worklist import NodePass
@@ -31,8 +31,8 @@ class FuseClips(NodePass):
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         inner = producer(node.inputs[0], node.graph, "Clip", "Relu")
         value = inner.inputs[0] if inner is not None else None
-        if inner is None or value is None or value.dtype is None:
-            return NoMatch("the operand is not clamped, or its type is not known", node)
+        if inner is None or value is None:
+            return NoMatch("the operand is not clamped", node)
         if inner.op_type == node.op_type == "Relu":
             return NoMatch("eliminate-idempotent removes the second Relu", node)
         first, second = _bounds(inner), _bounds(node)
@@ -40,7 +40,10 @@ class FuseClips(NodePass):
             return NoMatch("the bounds are not ordered constants", node)
         low = second[0] if first[0] is None else _clamp(first[0], second)
         high = second[1] if first[1] in (None, math.inf) else _clamp(first[1], second)
-        return [_write(op, value, low, None if high == math.inf else high, opset_of(node, context))]
+        dtype = _dtype(value, inner, node)
+        if dtype is None:
+            return NoMatch("the type is not known", node)
+        return [_write(op, value, dtype, low, None if high == math.inf else high, opset_of(node, context))]
 
 
 def _clamp(number: Bound, bounds: tuple[Bound, Bound]) -> Bound:
@@ -80,13 +83,20 @@ def _bounds(node: onnx_ir.Node) -> tuple[Bound, Bound] | None:
     return low, high
 
 
-def _write(op: Rewriter, value: onnx_ir.Value, low: Bound, high: Bound, opset: int) -> onnx_ir.Value:
+def _dtype(value: onnx_ir.Value, *clamps: onnx_ir.Node) -> onnx_ir.DataType | None:
+    """The type of `value`, by itself or from a bound."""
+    tensors = [constant_tensor(bound) for node in clamps for bound in node.inputs[1:]]
+    return value.dtype or next((t.dtype for t in tensors if t is not None), None)
+
+
+def _write(
+    op: Rewriter, value: onnx_ir.Value, dtype: onnx_ir.DataType, low: Bound, high: Bound, opset: int
+) -> onnx_ir.Value:
     if opset < 11:
         bounds: dict[str, Any] = {k: float(v) for k, v in (("min", low), ("max", high)) if v is not None}
         return op.op("Clip", [value], **bounds)[0]
-    dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     operands = [
-        op.constant(np.array(bound, dtype=dtype), name) if bound is not None else None
+        op.constant(np.array(bound, dtype=dtype.numpy()), name) if bound is not None else None
         for name, bound in (("min", low), ("max", high))
     ]
     while operands and operands[-1] is None:

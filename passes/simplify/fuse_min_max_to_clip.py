@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir
 from onnx_ir import DataType
+from opgraft.ir.program import constant_tensor
 from opgraft.passes._pass import Contract, NoMatch, PassContext, Replacement
 from opgraft.passes._rewriter import Rewriter
 from opgraft.passes._worklist import NodePass
@@ -36,7 +37,8 @@ class FuseMinMaxToClip(NodePass):
         if outer is None or inner is None or below is None:
             return NoMatch("not a minimum of a maximum with constants", node)
         value = below[0]
-        if opset_of(node, context) < 12 or value.dtype not in _TYPES:
+        bound = constant_tensor(outer[2])
+        if opset_of(node, context) < 12 or bound is None or bound.dtype not in _TYPES:
             return NoMatch("Clip does not take this type", node)
         if rank_of(outer[2]) != 0 or rank_of(below[2]) != 0:
             return NoMatch("a bound is not a scalar", node)
