@@ -308,7 +308,7 @@ def optimize(
         driver.report.seconds["rewrite"] = time.perf_counter() - start
         attempt, candidate = _judge(driver, attempt, Path(output).name if output is not None else "candidate.onnx")
         if destination is not None:
-            emit(attempt.program, candidate, destination, options.force)
+            emit(attempt.program, candidate, destination, options)
         fill_report(driver, attempt, destination)
         return Result(attempt.program, driver.report, _decisions(driver), destination)
 

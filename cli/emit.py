@@ -15,12 +15,13 @@ from opgraft.ir.save import save
 
 if TYPE_CHECKING:
     from opgraft.cli.driver import Attempt, Driver
+    from opgraft.cli.options import Options
 
 
-def emit(program: Program, candidate: Path | None, destination: Path, force: bool) -> None:
+def emit(program: Program, candidate: Path | None, destination: Path, options: Options) -> None:
     """Save `program`, or move the file of it that was verified into place. Raises OutputError."""
     if candidate is None:
-        save(program, destination, force=force)
+        save(program, destination, force=options.force)
         return
     data = data_path(candidate)
     try:

@@ -22,7 +22,7 @@ from opgraft.ir.destination import (
 from opgraft.ir.errors import OutputError
 from opgraft.ir.external import FileTensor, Replace, all_tensors, tensor_slots
 from opgraft.ir.program import Program
-from opgraft.ir.shared_data import common_data_file, share
+from opgraft.ir.shared_data import clone_data, common_data_file
 from opgraft.ir.wire import (
     GRAPH_INITIALIZER,
     INLINE_LIMIT_BYTES,
@@ -63,13 +63,11 @@ def save(
     *,
     force: bool = False,
     external: bool | None = None,
-    link_weights: bool = False,
 ) -> list[Path]:
     """Write `program` to `output`; nothing is left behind when that fails, and the input file is never touched.
 
     Weights stay inline unless the input kept them outside or they exceed protobuf's limit; then they go to
-    `<output>.data`. `external` decides otherwise. With `link_weights`, a data file of which nothing changed gets a
-    second name instead of being copied. Returns the files written. Raises OutputError.
+    `<output>.data`. `external` decides otherwise. Returns the files written. Raises OutputError.
     """
     path = Path(output)
     check_output(path, program.path, force=force)
@@ -81,7 +79,7 @@ def save(
     temporaries: list[Path] = []
     try:
         if external:
-            return _save_external(program, path, temporaries, link_weights=link_weights)
+            return _save_external(program, path, temporaries)
         return _save_inline(program, path, temporaries)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -261,9 +259,9 @@ class _DataFile:
         return self._written[key]
 
 
-def _save_external(program: Program, path: Path, temporaries: list[Path], *, link_weights: bool) -> list[Path]:
+def _save_external(program: Program, path: Path, temporaries: list[Path]) -> list[Path]:
     weights, detached = _detach_weights(program.graph)
-    shared = _share_data(program, path, temporaries, [weight.tensor for weight in weights], detached, link_weights)
+    shared = _share_data(program, path, temporaries, [weight.tensor for weight in weights], detached)
     if shared is not None:
         return _save_message(program, path, temporaries, weights, detached, shared, [])
     substitutes: list[tuple[Replace, Any, Any]] = []
@@ -287,14 +285,13 @@ def _share_data(
     temporaries: list[Path],
     tensors: list[Any],
     detached: list[_Detached],
-    link_weights: bool,
 ) -> list[int] | None:
     """Offsets in the input's data file when the output can have that as it is."""
     source = common_data_file(tensors)
     if source is None or _stray_tensors(program, detached):
         return None
     open_temporary(data_path(path), temporaries).close()
-    if share(source, temporaries[-1], tensors, link=link_weights):
+    if clone_data(source, temporaries[-1], tensors):
         return [tensor.offset or 0 for tensor in tensors]
     temporaries.pop().unlink()
     return None
