@@ -1,4 +1,4 @@
-"""Make the three small models of `tests/models` from seeds: `python tests/make_models.py`. Needs torch and transformers.
+"""Make the small models of `tests/models` from seeds: `python tests/make_models.py`. Needs torch and transformers.
 
 They are sharpened: random weights of a fresh network make attention uniform and biases zero, so that a dropped mask or
 bias moves the output by less than rounding does. Here every bias is non-zero, every gain away from one, no two tensors
