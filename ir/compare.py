@@ -128,11 +128,15 @@ def _where_both_finite(value: Any, other: Any) -> np.ndarray:
 def tolerance_of(error: float, values: np.ndarray) -> float:
     """Four times the original's own error, and one unit in the last place of its largest number: where the original
     happens to be exact, a result that is rounded otherwise is still off by that."""
-    wide = values.astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    largest = float(np.abs(finite).max()) if finite.size else 0.0
     eps = float(ml_dtypes.finfo(values.dtype).eps)  # type: ignore[no-untyped-call]
-    return TOLERANCE_FACTOR * error + largest * eps
+    return TOLERANCE_FACTOR * error + largest_finite(values) * eps
+
+
+def largest_finite(values: np.ndarray) -> float:
+    """The largest magnitude among finite elements; 0 when there are none."""
+    wide = values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+    finite = wide[np.isfinite(wide)]
+    return float(np.abs(finite).max()) if finite.size else 0.0
 
 
 def within_tolerance(original: Outputs, candidate: Outputs, errors: Mapping[str, float]) -> list[Difference]:

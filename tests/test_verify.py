@@ -353,3 +353,28 @@ def test_which_cases_run_is_fixed(executor: Executor) -> None:
     sizes = {name.partition(", ")[2] for name in names}
     assert len(sizes) >= 4
     assert sum(name.endswith("batch 2, others 8") for name in names) == 7
+
+
+def convolution(scale: np.ndarray, fold: bool, factor: float = 1.0) -> bytes:
+    """Conv, then Mul by a scale per channel; or with the scale in the weights."""
+    text = "c = Conv(x, w) y = Identity(c)" if fold else "c = Conv(x, w) y = Mul(c, s)"
+    model = onnx.load_from_string(proto(f"g (float[B, 3, 16, 16] x) => (float[B, 4, 14, 14] y) {{ {text} }}"))
+    weights = np.random.default_rng(3).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    if fold:
+        weights = (weights * scale * np.float32(factor)).astype(np.float32)
+    else:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(scale.reshape(1, 4, 1, 1), "s"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    return bytes(model.SerializeToString())
+
+
+def test_rounding_is_allowed_for_where_the_runtime_has_no_float64(executor: Executor) -> None:
+    scale = np.array([1.7, 0.3, -0.9, 3.3], np.float32).reshape(4, 1, 1, 1)
+    original = convolution(scale, fold=False)
+    found = compare(original, convolution(scale, fold=True), "numeric", executor)
+    assert found.outcome is Outcome.VERIFIED, found.reason
+    assert 0 < found.max_abs_error < found.tolerance
+    assert "one unit in the last place" in found.float64_source
+    assert compare(original, convolution(scale, fold=True), "exact", executor).outcome is Outcome.REFUTED
+    off = convolution(scale, fold=True, factor=1.00002)
+    assert compare(original, off, "numeric", executor).outcome is Outcome.REFUTED
