@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -133,7 +134,7 @@ def _check_side_files(model: Path, destination: Path, arguments: dict[str, Any],
     from opgraft.ir.errors import OutputError
 
     force, report, decisions = arguments["force"], arguments["report"], arguments["decisions"]
-    source = model if model.exists() else None
+    source = model if os.path.exists(model) else None
     if report is not None:
         check_output(report, source, force=force)
     if decisions is not None and not is_replay:
