@@ -85,16 +85,18 @@ def _rebuild(
     ordered = [i for s in sources or [] for i in before if atoms[i].source == s]
     if sources is not None and ordered == after:  # 2
         perm = [*sources, *(axis for axis in range(len(dims)) if axis not in sources)]
-        moved = op.op("Transpose", [value], like=None, shape=onnx_ir.Shape([dims[a] for a in perm]), perm=perm)[0]
-        moved.type = value.type
+        moved = op.op("Transpose", [value], perm=perm)[0]
+        if value.type is not None:
+            moved.type, moved.shape = value.type, onnx_ir.Shape([dims[a] for a in perm])
         return [op.Reshape(moved, _shape(op, result))]
     targets = _runs([atoms[i].target for i in before])
     gathered = [i for t in targets or [] for i in after if atoms[i].target == t]
     if targets is not None and gathered == before:  # 3
         order = [*targets, *(axis for axis in range(len(result)) if axis not in targets)]
         shape = [result[axis] for axis in order]
-        split = op.op("Reshape", [value, _shape(op, shape)], shape=onnx_ir.Shape(shape))[0]
-        split.type = value.type
+        split = op.op("Reshape", [value, _shape(op, shape)])[0]
+        if value.type is not None:
+            split.type, split.shape = value.type, onnx_ir.Shape(shape)
         return [op.Transpose(split, perm=[order.index(axis) for axis in range(len(result))])]
     return NoMatch("factors of one axis end apart", node)
 

@@ -25,14 +25,9 @@ class ComposeTransposes(NodePass):
         value = inner.inputs[0] if inner is not None else None
         if inner is None or value is None:
             return NoMatch("the operand is not transposed", node)
-        first, second = permutation(inner), permutation(node)
-        if first is None and second is not None and "perm" not in inner.attributes:
-            first = list(range(len(second)))[::-1]
-        if second is None and first is not None and "perm" not in node.attributes:
-            second = list(range(len(first)))[::-1]
-        if first is None or second is None or len(first) != len(second):
+        both = composition(inner, node)
+        if both is None:
             return NoMatch("a permutation is not known", node)
-        both = [first[i] for i in second]
         if both == list(range(len(both))):
             refused = can_stand_for(value, node.outputs[0])
             return refused if refused is not None else [value]
@@ -45,3 +40,15 @@ def permutation(node: onnx_ir.Node) -> list[int] | None:
         return ints_attribute(node, "perm")
     rank = rank_of(node.inputs[0])
     return list(range(rank))[::-1] if rank is not None else None
+
+
+def composition(inner: onnx_ir.Node, outer: onnx_ir.Node) -> list[int] | None:
+    """The permutation of `outer` after `inner`, between which no axis moves."""
+    first, second = permutation(inner), permutation(outer)
+    if first is None and second is not None and "perm" not in inner.attributes:
+        first = list(range(len(second)))[::-1]
+    if second is None and first is not None and "perm" not in outer.attributes:
+        second = list(range(len(first)))[::-1]
+    if first is None or second is None or len(first) != len(second):
+        return None
+    return [first[i] for i in second]
