@@ -30,7 +30,7 @@ from opgraft.passes._pipeline import Pipeline
 from opgraft.passes._registry import builtin_modules, pass_class
 
 sys.path.insert(0, str(Path(__file__).parent))
-from backend_forms import FORMS, Case, Feed, is_random, load_cases, nodes_of
+from backend_forms import FORMS, Case, Feed, is_random, load_cases, nodes_of, required_inputs
 from backend_harness import FAILED, PASSED, Harness
 from golden import STYLES, Golden, draw_inputs, parse_model, read_goldens
 from golden_mutations import declare_shapes, mutate
@@ -88,8 +88,9 @@ def examine(harness: Harness, job: Job) -> list[dict[str, Any]]:
         case = golden_case(harness, *subject)
         if case is None:
             return [{"source": source, "test": job_name(job), "form": "as is", "outcome": "no inputs"}]
-        # A mutant runs as it is and in one of the other forms.
+        # A mutant runs as it is and in one of the other forms. Those have no initializers that callers override.
         forms = list(FORMS) if subject[1] < FIRST_MUTANT else ["as is", list(FORMS)[1 + subject[1] % 4]]
+        forms = forms if len(required_inputs(case.model)) == len(case.model.graph.input) else forms[:1]
         return [{"source": source, "job": job_name(job)} | harness.examine(case, form) for form in forms]
     if not harness.passes(subject):
         return [{"source": source, "test": subject.name, "form": "as is", "outcome": "not passed"}]
@@ -122,7 +123,8 @@ def golden_case(harness: Harness, golden: Golden, seed: int) -> Case | None:
     style = STYLES[seed % len(STYLES)]
     name = job_name((GOLDENS, (golden, seed)))
     given: Feed = {}
-    drawn = list(draw_inputs(capture_onnx(model), golden.sections.get("inputs", ""), seed))
+    program, fixed = capture_onnx(model), golden.sections.get("inputs", "")
+    drawn = list(draw_inputs(program, fixed, seed))
     if seed >= FIRST_MUTANT:
         rng = np.random.default_rng([seed, zlib.crc32(golden.label.encode())])
         model, given, mutations = mutate(model, rng)
@@ -130,19 +132,23 @@ def golden_case(harness: Harness, golden: Golden, seed: int) -> Case | None:
     if any(is_random(node) for node in nodes_of(model)):
         return None
     inputs = {v.name for v in model.graph.input}
-    feeds = [(label, {n: v for n, v in feed.items() if n in inputs} | given) for label, feed in drawn]
     data = model.SerializeToString()
-    accepted = harness.accepted(data, [feed for label, feed in feeds if f" {style}," in label])
+    accepted = harness.accepted(data, [_given(feed, inputs, given) for label, feed in drawn if f" {style}," in label])
     if not accepted:
         return None
-    # Its own error is estimated on all inputs of ordinary magnitude: one style alone has few numbers.
-    ordinary = [feed for label, feed in feeds if style == "extreme" or " extreme," not in label]
+    # Its own error is estimated on many inputs of ordinary magnitude: few numbers are a poor estimate.
+    more = [pair for other in range(seed + 100, seed + 103) for pair in draw_inputs(program, fixed, other)]
+    keep_extreme = style == "extreme"
+    ordinary = [_given(f, inputs, given) for label, f in [*drawn, *more] if keep_extreme or " extreme," not in label]
     if seed >= FIRST_MUTANT and seed % 3:
         model = declare_shapes(model)
     # With the golden's own pass first, or as users have it.
     pipelines = (golden.pipeline, "optimize") if seed < FIRST_MUTANT or seed % 2 else ("optimize",)
-    errors = harness.accepted(data, ordinary)
-    return Case(name, golden.kind, model, accepted, pipelines=pipelines, error_feeds=errors)
+    return Case(name, golden.kind, model, accepted, pipelines=pipelines, error_feeds=ordinary)
+
+
+def _given(feed: Feed, inputs: set[str], given: Feed) -> Feed:
+    return {name: value for name, value in feed.items() if name in inputs} | given
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------

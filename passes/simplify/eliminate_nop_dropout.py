@@ -19,7 +19,7 @@ class EliminateNopDropout(NodePass):
     """Dropout(x) -> x
 
     Only in inference: `training_mode` absent or false (before opset 12 always). A mask that is used becomes a
-    constant true of the shape of x, from opset 10, where it is boolean. Dropout in training is random and stays,
+    constant true of the shape of x, from opset 12, which defines it so. Dropout in training is random and stays,
     whatever its ratio.
     """
 
@@ -44,8 +44,8 @@ class EliminateNopDropout(NodePass):
         mask = node.outputs[1] if len(node.outputs) > 1 else None
         if mask is None or not (mask.uses() or mask.is_graph_output()):
             return [value]
-        if opset < 10:
-            return NoMatch("the mask is used and its numbers are not defined before opset 10", mask)
+        if opset < 12:  # the runtime gives false there
+            return NoMatch("the mask is used and its numbers are not defined before opset 12", mask)
         rank = len(value.shape) if value.shape is not None else None
         shape = op.op(
             "Shape",

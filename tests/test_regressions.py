@@ -1,0 +1,64 @@
+"""Models that once came out wrong: each must keep its bits (or its accuracy) through the pass that broke it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import parser
+
+sys.path.insert(0, str(Path(__file__).parent))
+from backend_forms import Case
+from backend_harness import FAILED, PASSED, Harness
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[Harness]:
+    with Harness() as opened:
+        yield opened
+
+
+def _numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "slices that start beyond the largest integer": (
+        # The composed start overflowed int64: the pass raised OverflowError.
+        "compose-slices",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[N] x) => (float[M] y)
+        <int64[1] s = {1}, int64[1] e = {9223372036854775807}, int64[1] i = {0}, int64[1] t = {1}, int64[1] u = {5},
+         int64[1] p = {2}>
+        { a = Slice (x, e, s, i) y = Slice (a, t, u, i, p) }""",
+        {"x": _numbers(7)},
+    ),
+    "a transposition flag of -1": (
+        # Any number but 0 transposes; the flag became 1 - (-1) = 2, which transposes still.
+        "lower-linear",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[2, N] x) => (float[3, M] y)
+        <float[3, 2] w = {1, 2, 3, 4, 5, 6}>
+        { s = Transpose (x) y = Gemm <transB = -1> (w, s) }""",
+        {"x": _numbers(2, 5)},
+    ),
+    "the mask of Dropout at opset 10": (
+        # Its content is undefined in inference and the runtime gives false; the pass made it true.
+        "eliminate-nop-dropout",
+        """<ir_version: 8, opset_import: ["" : 10]> f (float[N, 4] x) => (float[N, 4] y, bool[N, 4] m)
+        { a, m = Dropout (x) y = Neg (a) }""",
+        {"x": _numbers(3, 4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _CASES)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in the pipeline"])
+def test_regression(name: str, alone: bool, harness: Harness) -> None:
+    pass_name, text, feed = _CASES[name]
+    pipelines = (pass_name,) if alone else (pass_name, "optimize")
+    row = harness.examine(Case(name, "regression", parser.parse_model(text), [feed], pipelines=pipelines), "as is")
+    assert row["outcome"] != FAILED, row["detail"]
+    assert row["outcome"] in PASSED, row
