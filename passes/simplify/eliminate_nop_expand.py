@@ -19,7 +19,7 @@ class EliminateNopExpand(NopPass):
 
     1. every dim of a constant shape is 1 or the dim of x
     2. the shape is Shape(x)
-    3. the output is known to have the shape of x
+    3. the shape is computed, and the output is known to have the shape of x
     """
 
     roots: ClassVar[tuple[str, ...]] = ("Expand",)
@@ -34,6 +34,6 @@ class EliminateNopExpand(NopPass):
         measured = producer(shape, None, "Shape")
         if measured is not None and measured.inputs[0] is value and not measured.attributes:  # 2
             return value
-        if have_same_shape(value, node.outputs[0]):  # 3
+        if target is None and have_same_shape(value, node.outputs[0]):  # 3
             return value
         return NoMatch("the shape may differ from the input's", node)

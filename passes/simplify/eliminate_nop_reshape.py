@@ -19,7 +19,8 @@ class EliminateNopReshape(NopPass):
 
     1. a constant shape whose entries copy (0), infer (one -1) or repeat the dims of x
     2. the shape is Shape(x)
-    3. input and output have the same dims; one may be unknown when the others are positive numbers
+    3. the shape is computed, and input and output are known to have the same dims; one may be unknown when the others
+       are positive numbers
     Flatten of a matrix at axis 1, and Squeeze and Unsqueeze of no axis, likewise.
     """
 
@@ -35,7 +36,9 @@ class EliminateNopReshape(NopPass):
             proved = rank_of(value) == 2 and int_attribute(node, "axis", 1) in (1, -1)
         else:
             proved = _has_no_axis(node, value)
-        source, target = extents(value), extents(node.outputs[0])
+        # A constant shape says more than what is recorded of the result, which may be wrong.
+        is_computed = node.op_type == "Reshape" and constant_ints(operand(node, 1)) is None
+        source, target = extents(value), extents(node.outputs[0]) if is_computed else None
         if proved or (source is not None and target is not None and have_same_elements(source, target)):
             return value
         return NoMatch("the shape may differ from the input's", node)
