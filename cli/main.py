@@ -16,6 +16,7 @@ Exit codes:
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -94,8 +95,28 @@ def cli() -> None:
     """
 
 
-def main(args: Sequence[str] | None = None) -> Any:
-    """Run the command line and exit with a documented code."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with a documented code; `args` default to the process's own."""
+    try:
+        _run(args)
+    except SystemExit as stop:
+        if args is None:
+            _leave(stop)
+        raise
+
+
+def _leave(stop: SystemExit) -> None:
+    """End the process without taking the graph apart object by object: a tenth of the time of a large model."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    if isinstance(stop.code, int):
+        os._exit(stop.code)
+
+
+def _run(args: Sequence[str] | None) -> None:
     # A graph is one large cycle that lives to the end: looking for garbage in it at every 700 new objects takes a
     # third of the time of a 16,000-node model. Arrays are freed by their reference counts as ever.
     gc.set_threshold(500_000, 50, 50)
