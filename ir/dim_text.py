@@ -22,7 +22,8 @@ _MAX_POWER = 8
 def parse_dim(text: str) -> Size:
     """The expression that `text` spells, or the dim of that name."""
     # A hyphen without spaces joins words ("batch-size"); symbolic engines print subtraction with spaces.
-    if re.search(r"\w-\w", text) or not text.isascii():
+    # Python would also read "1_0" and "0x1" as numbers; in a model they are names like "2d".
+    if re.search(r"\w-\w|\b\d\w*[A-Za-z_]", text) or not text.isascii():
         return dim(text)
     try:
         value, denominator = _read(ast.parse(text.strip(), mode="eval").body)

@@ -206,6 +206,22 @@ def maximum(left: Size, right: Size) -> Size:
     return Dim({((_Maximum(first, second), 1),): 1})
 
 
+def minimum(left: Size, right: Size) -> Size:
+    """`min(left, right)`, decided where `maximum` is."""
+    return -maximum(-left, -right)
+
+
+def minimum_operands(size: Size) -> tuple[Size, Size] | None:
+    """The two sizes that an undecided `minimum` is of; None for another expression."""
+    if isinstance(size, int) or len(size._terms) != 1:
+        return None
+    ((monomial, factor),) = size._terms.items()
+    if factor != -1 or len(monomial) != 1:
+        return None
+    atom, power = monomial[0]
+    return (-atom.left, -atom.right) if isinstance(atom, _Maximum) and power == 1 else None
+
+
 def _canonical(terms: dict[_Monomial, int]) -> Size:
     if 0 in terms.values():
         terms = {monomial: factor for monomial, factor in terms.items() if factor}
@@ -245,10 +261,15 @@ def _divide_term(monomial: _Monomial, factor: int, by: Mapping[_Monomial, int]) 
 
 def never_negative(size: Size) -> bool:
     """True only if `size` >= 0 whatever the dims (>= 0) are; False means undecided."""
-    return all(
-        factor >= 0 and all(_atom_never_negative(atom) for atom, _ in monomial)
-        for monomial, factor in _terms_of(size).items()
-    )
+    return all(_term_never_negative(monomial, factor) for monomial, factor in _terms_of(size).items())
+
+
+def _term_never_negative(monomial: _Monomial, factor: int) -> bool:
+    if factor >= 0:
+        return all(_atom_never_negative(atom) for atom, _ in monomial)
+    # A minimum is written -max(-a, -b).
+    smaller = minimum_operands(Dim({monomial: -1}))
+    return smaller is not None and all(map(never_negative, smaller))
 
 
 def _atom_never_negative(atom: _Atom) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from opgraft.ir.dims import Size, floor_divide, maximum, never_negative
+from opgraft.ir.dims import Size, floor_divide, never_negative
 
 Element: TypeAlias = "Size | None"
 
@@ -30,10 +30,6 @@ def modulo(a: Size, b: Size) -> Element:
     if never_negative(a) and never_negative(b):
         return a - floor_divide(a, b) * b
     return None
-
-
-def minimum(a: Size, b: Size) -> Size:
-    return -maximum(-a, -b)
 
 
 def equal(a: Size, b: Size) -> Element:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx_ir
-from opgraft.ir.dims import Size, maximum, multiply_all
+from opgraft.ir.dims import Size, maximum, minimum, multiply_all
 from opgraft.ir.integer_contents import (
     BOOL,
     INT64,
@@ -29,7 +29,6 @@ from opgraft.ir.integer_elements import (
     either,
     equal,
     less,
-    minimum,
     modulo,
     negate_truth,
     sign,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from opgraft.ir.dims import Dim, Size, dim
+from opgraft.ir.dims import Dim, Size, dim, minimum_operands
 from opgraft.ir.integer_contents import Operands, Sizes
 
 OPAQUE = "?"
@@ -81,7 +81,17 @@ def _broadcast_dims(dims: Sequence[Size], unknowns: Unknowns) -> Size:
         if isinstance(size, int):
             return size
     distinct = frozenset(others)
-    return others[0] if len(distinct) == 1 else unknowns.of("broadcast", distinct)
+    for size in others:
+        if all(other == size or _fits_only(other, size) for other in others):
+            return size
+    return unknowns.of("broadcast", distinct)
+
+
+def _fits_only(part: Size, whole: Size) -> bool:
+    """Whether `part` broadcasts against `whole` only where they are equal: the first `whole` rows of a table of two or
+    more, where a shorter table is an error."""
+    operands = minimum_operands(part)
+    return operands is not None and whole in operands and any(isinstance(o, int) and o > 1 for o in operands)
 
 
 def same_at_run_time(dims: Sequence[Size]) -> Size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opgraft.ir.dims import Size, add_all, ceil_divide, floor_divide, maximum, multiply_all, never_negative
+from opgraft.ir.dims import Size, add_all, ceil_divide, floor_divide, maximum, minimum, multiply_all, never_negative
 from opgraft.ir.integer_contents import Sizes
 from opgraft.ir.integer_rules import split_sizes
 from opgraft.ir.shape_rule import ShapeOperands, ShapeResult, ShapeRule, broadcast, same_at_run_time
@@ -45,7 +45,8 @@ def _remaining(data: Sizes | None, others: Sequence[Size], operands: ShapeOperan
         return operands.unknowns.fresh()
     left, right = _cancel(data, others)
     divisor = multiply_all(right)
-    if divisor == 0:
+    # With allowzero, ONNX Runtime infers beside a 0 too, from the dims that are not 0.
+    if divisor == 0 or (not isinstance(divisor, int) and operands.int_attribute("allowzero", 0)):
         return operands.unknowns.fresh()
     return floor_divide(multiply_all(left), divisor)
 
@@ -190,7 +191,7 @@ def _clamped(bound: Size, length: Size) -> Size | None:
     if isinstance(bound, int) and bound < 0:
         return maximum(length + bound, 0)
     if never_negative(bound):
-        return -maximum(-bound, -length)
+        return minimum(bound, length)
     return None
 
 

@@ -58,32 +58,40 @@ def is_nonempty(size: Size, nonempty: frozenset[str]) -> bool:
 
 
 def spell_reshape(
-    data: Sequence[Size] | None, target: Sequence[Element], *, zero_is_zero: bool, nonempty: frozenset[str]
+    data: Sequence[Size] | None,
+    target: Sequence[Element],
+    result: Sequence[Size] | None,
+    *,
+    zero_is_zero: bool,
+    nonempty: frozenset[str],
 ) -> list[int] | NoMatch:
     """`target` for a Reshape without allowzero: 0 where it is the dim of `data` at the same place, at most one -1.
 
-    A -1 of ours must not stand beside a dim that can be 0, where the runtime could not infer it.
+    A -1 of ours must not stand beside a dim that can be 0, where the runtime could not infer it; nor may one that was
+    inferred under allowzero, which ONNX Runtime does leaving zeros out of both sides.
     """
     spelled: list[int] = []
-    n_open = 0
+    must_be_inferred = False
     for index, element in enumerate(target):
         same = data[index] if data is not None and index < len(data) else None
-        if isinstance(element, int) and (element != 0 or not zero_is_zero):
-            spelled.append(element)
-        elif element is not None and same is not None and element == same:
-            spelled.append(0)
+        wanted: Element = result[index] if element == -1 and result is not None else element
+        if wanted is not None and same is not None and wanted == same and same != 0:
+            spelled.append(same if isinstance(same, int) else 0)
+        elif isinstance(wanted, int) and wanted > 0:
+            spelled.append(wanted)
         elif element == 0:
-            return NoMatch("the target has a 0 that is no copy")
+            if zero_is_zero:
+                return NoMatch("the target has a 0 that is no copy")
+            spelled.append(0)
         else:
-            n_open += 1
+            must_be_inferred |= element != -1 or zero_is_zero
             spelled.append(-1)
     if spelled.count(-1) > 1:
         return NoMatch("{0} dims of the target are not known", None, spelled.count(-1))
-    if n_open:
-        for index, number in enumerate(spelled):
-            copied = data[index] if number == 0 and data is not None and index < len(data) else number
-            if number == 0 and not is_nonempty(copied, nonempty):
-                return NoMatch("the dim {0} beside the unknown one may be 0", None, copied)
+    for index, number in enumerate(spelled if must_be_inferred else ()):
+        copied = data[index] if number == 0 and data is not None and index < len(data) else number
+        if not is_nonempty(copied, nonempty):
+            return NoMatch("the dim {0} beside the unknown one may be 0", None, copied)
     return spelled
 
 

@@ -71,7 +71,8 @@ class FoldShapes(NodePass):
             )
         else:
             nonempty = _nonempty(context, facts)
-        spelled = spell_reshape(sizes, elements, zero_is_zero=allows_zero(node), nonempty=nonempty)
+        result = facts.sizes(node.outputs[0])
+        spelled = spell_reshape(sizes, elements, result, zero_is_zero=allows_zero(node), nonempty=nonempty)
         if isinstance(spelled, NoMatch):
             return NoMatch("{0}", node, spelled.reason)
         constant = op.constant(np.array(spelled, dtype=np.int64), hint=_folded_name(target))
@@ -151,8 +152,7 @@ def _earlier_shape(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Re
         source = earlier
     if source is None or source is value:
         return NoMatch("its dims are not known, and no earlier value has them", node)
-    result: onnx_ir.Value = op.Shape(source, **{name: a.as_int() for name, a in node.attributes.items()})
-    return [result]
+    return [op.op("Shape", [source], **dict(node.attributes))[0]]
 
 
 def _same_shape_input(value: onnx_ir.Value | None, facts: ShapeAnalysis) -> onnx_ir.Value | None:
