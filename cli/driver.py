@@ -16,15 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opgraft.cli.choose_pipeline import pipeline_of
 from opgraft.cli.options import DEFAULT_PIPELINE, Options
 from opgraft.cli.report import Report, count_nodes
 from opgraft.ir.capture import capture
-from opgraft.ir.errors import UsageError
 from opgraft.ir.program import Program
 from opgraft.ir.save import check_output, check_sources, save
 from opgraft.ir.target import HOST, Target
-from opgraft.passes._pass import Contract, PassContext
-from opgraft.passes._pipeline import Group, Pipeline, Stage, StageResult
+from opgraft.passes._pass import Contract, PassContext, Recorder
+from opgraft.passes._pipeline import Pipeline, StageResult
 
 if TYPE_CHECKING:
     from opgraft.backends.onnxruntime.evaluator import ConstantEvaluator
@@ -67,7 +67,7 @@ class Driver:
         """`source` is a path or whatever `capture` takes without example inputs."""
         self.options = options
         self.progress: Progress = progress or (lambda _: nullcontext())
-        self.pipeline = _pipeline_of(options)
+        self.pipeline = pipeline_of(options)
         if options.target != HOST:
             Target.load(options.target)
         start = time.perf_counter()
@@ -179,9 +179,11 @@ class Driver:
         only: int | None = None,
         in_place: bool = False,
         instruments: list[Instrument] | None = None,
+        recorder: Recorder | None = None,
     ) -> Attempt:
         """Run the pipeline on a fresh copy, without the passes that were taken back.
 
+        `record` keeps the regions that rewrites replace, or only that of number `only`; else `recorder` sees rewrites.
         `in_place` rewrites the captured program itself: no further attempt is then possible.
         """
         program = self.original if in_place else self.original.clone()
@@ -194,12 +196,12 @@ class Driver:
             newest_opset=self._newest_opset(),
             keep_near_misses=self.options.explain,
         )
-        recorder = None
+        regions = None
+        context.recorder = recorder
         if record:
             from opgraft.ir.regions import RegionRecorder
 
-            recorder = RegionRecorder(program, only=only)
-            context.recorder = recorder
+            context.recorder = regions = RegionRecorder(program, only=only)
         is_first = self._n_stages is None
         shown = [*self.pipeline.instruments, *self.options.instruments] if is_first else []
         watching = [*shown, *(instruments or [])]
@@ -207,7 +209,7 @@ class Driver:
         if is_first:
             # An instrument may have ended the run: all others end there as well.
             self._n_stages = len(stages)
-        return Attempt(program, context, stages, recorder)
+        return Attempt(program, context, stages, regions)
 
     def write(self, attempt: Attempt, name: str) -> Path:
         """Save a candidate into the temporary folder."""
@@ -217,34 +219,6 @@ class Driver:
         path = self.folder() / name
         save(program, path, force=True)
         return path
-
-
-def _pipeline_of(options: Options) -> Pipeline:
-    decided = options.decisions.pipeline if options.decisions is not None else None
-    is_default = options.passes == DEFAULT_PIPELINE and options.opset is None
-    wanted = decided if decided is not None and is_default else options.passes
-    pipeline = wanted if isinstance(wanted, Pipeline) else Pipeline.parse(wanted)
-    stages = list(pipeline.stages)
-    if options.opset is not None:
-        stages += Pipeline.parse(f"upgrade-opset{{version={options.opset}}}").stages
-    if options.stop_after is not None:
-        stages = stages[: find_stage(stages, options.stop_after, last=True) + 1]
-    pipeline = Pipeline(stages, list(pipeline.instruments))
-    if decided is not None and str(pipeline) != decided:
-        raise UsageError(
-            "the decisions file belongs to another pipeline", remedy="leave out --passes, --opset and --stop-after"
-        )
-    return pipeline
-
-
-def find_stage(stages: list[Stage], name: str, *, last: bool = False) -> int:
-    """The index of the first or last stage that is, or holds, the pass `name`. Raises UsageError."""
-    members = [{p.name for p in s.passes} if isinstance(s, Group) else {s.name} for s in stages]
-    found = [i for i, names in enumerate(members) if name in names]
-    if not found:
-        known = ", ".join(sorted(set().union(*members)))
-        raise UsageError(f"no stage of the pipeline holds a pass named {name!r}", remedy=f"it has: {known}")
-    return found[-1 if last else 0]
 
 
 @dataclass

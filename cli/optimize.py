@@ -176,7 +176,7 @@ def _instruments(arguments: dict[str, Any], passes: str) -> list[Any]:
 
 def _stage_name(passes: str, pass_name: str) -> str:
     """The stage that is, or holds, a pass. Raises UsageError."""
-    from opgraft.cli.driver import find_stage
+    from opgraft.cli.choose_pipeline import find_stage
     from opgraft.passes._pipeline import Pipeline
 
     stages = Pipeline.parse(passes).stages

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opgraft.cli.find_guilty import Failure, find_broken_stage, find_guilty, original_is_deterministic
+from opgraft.cli.sensitivity import find_unobservable
 from opgraft.cli.write_reproducer import write_reproducer
 from opgraft.ir.errors import ContractError, ExecutionError, OutputError
 from opgraft.ir.inputs import UnsupportedInput, input_cases
 from opgraft.ir.save import model_bytes, save
 from opgraft.ir.verify import Outcome, Verification, Verifier, verify_region
+from opgraft.passes._pass import Contract
 
 if TYPE_CHECKING:
     from opgraft.cli.driver import Attempt, Driver
@@ -48,6 +50,8 @@ def prove(driver: Driver, attempt: Attempt, name: str) -> tuple[Attempt, Path]:
         _report_evidence(driver, found)
         if found.outcome is not Outcome.VERIFIED:
             attempt, candidate = _settle(driver, attempt, candidate, found, name)
+        elif attempt.contract is not Contract.EXACT:
+            driver.report.evidence["not_observable"] = find_unobservable(driver, verifier)
     driver.report.seconds["verify"] = driver.report.seconds.get("verify", 0.0) + time.perf_counter() - start
     return attempt, candidate
 

@@ -128,6 +128,14 @@ class Verifier:
         ordinary = [t.case for t in self._collect() if t.case.is_ordinary]
         return max(ordinary, key=lambda c: sum(a.size for a in c.arrays.values()), default=None)
 
+    def tolerances(self, case: InputCase) -> dict[str, float]:
+        """What NUMERIC allows each float output of a case that was compared."""
+        truths = self._collect()
+        self._measure_float32_error(truths)
+        truth = next(t for t in truths if t.case is case)
+        errors = truth.errors or {}
+        return {name: tolerance_of(error, truth.outputs[name]) for name, error in errors.items()}
+
     def _collect(self) -> list[_Truth]:
         if self._truths is None:
             self._truths = []

@@ -290,3 +290,27 @@ def test_report_numbers_beyond_json_are_text() -> None:
 
     data = Report("x", evidence={"max_abs_error": float("inf"), "errors": (float("nan"), 1.0)}).to_json()
     assert json.loads(json.dumps(data, allow_nan=False))["evidence"] == {"max_abs_error": "inf", "errors": ["nan", 1.0]}
+
+
+# -- what end-to-end verification can see -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "hidden"), [("1.0", []), ("0.0000001", ["fuse-div-mul"])])
+def test_rewrites_that_no_output_shows_are_named(tmp_path: Path, scale: str, hidden: list[str]) -> None:
+    path = tmp_path / "model.onnx"
+    text = f"""<ir_version: 8, opset_import: ["": 18]>
+    g (float[B, 8] x) => (float[B, 8] y) {{
+        one = Constant<value_float = 1.0>()
+        e = Exp(x)
+        r = Div(one, e)
+        m = Mul(x, r)
+        c = Constant<value_float = {scale}>()
+        s = Mul(m, c)
+        y = Sub(x, s)
+    }}"""
+    model = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
+    path.write_bytes(model.SerializeToString())
+    report = optimize(path, options=Options(passes="fuse-div-mul", measure=False)).report
+    assert report.outcome == "verified"
+    assert {p.name: p.n_rewrites for p in report.passes} == {"fuse-div-mul": 1}
+    assert report.evidence["not_observable"] == hidden
