@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from opgraft.cli.defer_sympy import defer_sympy
 
 # Subcommand -> module; each holds a click command named `command`.
 SUBCOMMANDS = {
@@ -120,6 +121,7 @@ def _run(args: Sequence[str] | None) -> None:
     # A graph is one large cycle that lives to the end: looking for garbage in it at every 700 new objects takes a
     # third of the time of a 16,000-node model. Arrays are freed by their reference counts as ever.
     gc.set_threshold(500_000, 50, 50)
+    defer_sympy()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -96,3 +96,17 @@ def test_long_files_say_why() -> None:
     for file in (f for room in ROOMS for f in (ROOT / room).rglob("*.py")):
         lines = file.read_text().splitlines()
         assert len(lines) <= 400, f"{file.relative_to(ROOT)} has {len(lines)} lines"
+
+
+def test_optimizing_leaves_sympy_out_and_onnx_ir_can_still_call_it(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom opgraft.cli.main import main\n"
+        f"source = {str(ROOT / 'tests' / 'models' / 'encoder.onnx')!r}\n"
+        f"try: main([source, '-o', {str(tmp_path / 'o.onnx')!r}, '--quiet', '--verify', 'off', '--no-measure'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'sympy.core' not in sys.modules\n"
+        "import onnx_ir\n"
+        "assert str(onnx_ir.SymbolicDim('n') * 2 + 1) in ('2*n + 1', '1 + 2*n')\n"
+        "assert 'sympy.core' in sys.modules\nprint('ok')"
+    )
+    assert _python(code) == "ok"
