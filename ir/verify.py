@@ -26,6 +26,7 @@ from opgraft.ir.errors import ExecutionError
 from opgraft.ir.float64 import to_float64
 from opgraft.ir.inputs import InputCase, UnsupportedInput, input_cases
 from opgraft.ir.program import Program, Reference
+from opgraft.ir.rounding import move_inputs, move_weights
 from opgraft.ir.save import model_bytes
 
 # Enough for several batches and lengths with every style once; more cases repeat what these show.
@@ -223,27 +224,22 @@ class Verifier:
         return answers
 
     def _estimate_float32_error(self, truths: Sequence[_Truth]) -> None:
-        """Without float64 (the runtime has no such convolution): how far outputs move when every input moves by one
-        unit in the last place. All roundings downstream are then drawn anew, so the original's own are of that size.
-
-        Source: F. Chaitin-Chatelin, V. Frayssé, "Lectures on Finite Precision Computations" (1996), chapter 8.
-        """
-        if not any(a.dtype == np.float32 for t in truths for a in t.case.arrays.values()):
-            return
+        """Without float64 (the runtime has no such convolution): see `ir.rounding`."""
         rng = np.random.default_rng(self._seed)
-        handle = self._runner.load(self._model)
+        has_floats = any(a.dtype == np.float32 for t in truths for a in t.case.arrays.values())
         try:
-            for truth in truths:
-                errors: dict[str, float] = {}
-                for _ in range(_N_PERTURBATIONS):
-                    moved = float32_error(truth.outputs, self._runner.run(handle, _move(truth.case.arrays, rng)))
-                    errors = {name: max(error, errors.get(name, 0.0)) for name, error in moved.items()}
-                truth.errors = errors
-            self._float64_source = "the original model under changes of its inputs by one unit in the last place"
-        except ExecutionError as error:
+            for _ in range(_N_PERTURBATIONS):
+                handle = self._runner.load(self._model if has_floats else move_weights(self._program, rng))
+                for truth in truths:
+                    arrays = move_inputs(truth.case.arrays, rng) if has_floats else truth.case.arrays
+                    moved = float32_error(truth.outputs, self._runner.run(handle, arrays))
+                    known = truth.errors or {}
+                    truth.errors = {name: max(error, known.get(name, 0.0)) for name, error in moved.items()}
+                self._runner.release(handle)
+            what = "inputs" if has_floats else "weights"
+            self._float64_source = f"the original model under changes of its {what} by one unit in the last place"
+        except (ExecutionError, OSError) as error:
             self.notes.append(f"rounding could not be estimated: {error}")
-        finally:
-            self._runner.release(handle)
 
     def _compare(
         self, candidate: Path | bytes, truths: Sequence[_Truth], result: Verification, *, optimized: bool
@@ -340,18 +336,6 @@ def _try_reference(reference: Reference, case: InputCase) -> dict[str, np.ndarra
         return reference(case.arrays)
     except Exception:  # noqa: BLE001 - a module may reject made-up inputs in any way; the case then has no float64
         return None
-
-
-def _move(arrays: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Every float32 one unit in the last place up or down, at random; zeros stay, and keep their signs."""
-    moved = {}
-    for name, array in arrays.items():
-        if array.dtype == np.float32:
-            goal = np.where(rng.random(array.shape) < 0.5, np.float32(-np.inf), np.float32(np.inf))
-            with np.errstate(over="ignore"):
-                array = np.where(array == 0, array, np.nextafter(array, goal, dtype=np.float32))
-        moved[name] = array
-    return moved
 
 
 def _widen(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

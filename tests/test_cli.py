@@ -291,6 +291,24 @@ def test_custom_operator_passes_with_local_evidence(run: Run, tmp_path: Path) ->
     assert run(model, "--no-measure", "--allow-unverified", "--force").code == 0
 
 
+def test_locally_proven_rewrites_around_a_custom_operator_are_kept(run: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 18, "acme": 1]>
+    g (float[B, 4] x) => (float[B, 4] y) {
+        r = Relu(x)
+        p = Transpose<perm = [1, 0]>(r)
+        q = Transpose<perm = [1, 0]>(p)
+        y = acme.Whirl(q)
+    }"""
+    model = tmp_path / "custom.onnx"
+    model.write_bytes(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)).SerializeToString())
+    done = run(model, "--json")
+    data = json.loads(done.out)
+    assert (done.code, data["outcome"]) == (8, "unverified")
+    assert "local evidence only" in data["outcome_reason"]
+    assert data["evidence"]["regions"] == {"compose-transposes": 1}
+    assert [n.op_type for n in onnx.load(tmp_path / "custom.opt.onnx").graph.node] == ["Relu", "Whirl"]
+
+
 def test_unproven_rewrites_of_an_unverifiable_model_are_not_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -378,3 +378,29 @@ def test_rounding_is_allowed_for_where_the_runtime_has_no_float64(executor: Exec
     assert compare(original, convolution(scale, fold=True), "exact", executor).outcome is Outcome.REFUTED
     off = convolution(scale, fold=True, factor=1.00002)
     assert compare(original, off, "numeric", executor).outcome is Outcome.REFUTED
+
+
+def test_rounding_is_allowed_for_where_nothing_but_weights_is_float(executor: Executor) -> None:
+    """An embedding before a convolution: integers in, and no float64 convolution in the runtime."""
+
+    def model(fold: bool, factor: float = 1.0) -> bytes:
+        tail = "y = Conv(t, w)" if fold else "c = Conv(t, w) y = Mul(c, s)"
+        head = "e = Gather(table, ids) t = Transpose<perm = [0, 2, 1]>(e)"
+        text = f"g (int64[B, 16] ids) => (float[B, 4, D] y) {{ {head} {tail} }}"
+        built = onnx.load_from_string(proto(text))
+        rng = np.random.default_rng(5)
+        table = rng.standard_normal((9, 6)).astype(np.float32)
+        weights = rng.standard_normal((4, 6, 3)).astype(np.float32)
+        scale = np.array([1.7, 0.3, -0.9, 3.3], np.float32)
+        if fold:
+            weights = (weights * scale.reshape(4, 1, 1) * np.float32(factor)).astype(np.float32)
+        else:
+            built.graph.initializer.append(onnx.numpy_helper.from_array(scale.reshape(1, 4, 1), "s"))
+        for name, array in (("table", table), ("w", weights)):
+            built.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return bytes(built.SerializeToString())
+
+    found = compare(model(False), model(True), "numeric", executor)
+    assert found.outcome is Outcome.VERIFIED, found.reason
+    assert "its weights" in found.float64_source
+    assert compare(model(False), model(True, factor=1.00002), "numeric", executor).outcome is Outcome.REFUTED
