@@ -112,8 +112,9 @@ def test_convolutions_at_several_bindings(batch: int, size: int) -> None:
 VIEWS = """<ir_version: 10, opset_import: ["" : 21]>
 views (float[A, B, 6] x, float[A, B, 1] z) => (float[m] y)
 <int64[3] t1 = {0, -1, 3}, int64[2] t2 = {-1, 6}, int64[1] one = {1}, int64[1] two = {2}, int64[1] zero = {0},
- int64[1] minus = {-1}, int64[1] minus_two = {-2}, int64[1] huge = {9223372036854775807}, int64 s0 = {0}, int64 s1 = {1},
- int64[6] pads = {0, 1, 0, 0, 2, -1}, int64[3] repeats = {1, 2, 3}, int64[2] halves = {2, 4}, int64[1] three = {3}>
+ int64[1] minus = {-1}, int64[1] minus_two = {-2}, int64[1] huge = {9223372036854775807}, int64 s0 = {0},
+ int64 s1 = {1}, int64[6] pads = {0, 1, 0, 0, 2, -1}, int64[3] repeats = {1, 2, 3},
+ int64[2] halves = {2, 4}, int64[1] three = {3}>
 {
   r1 = Reshape (x, t1)
   r2 = Reshape (x, t2)

@@ -19,6 +19,9 @@ _MAX_SESSIONS = 100
 # Bytes of constants sent to the runtime at once.
 _MAX_MODEL_BYTES = 256 << 20
 
+# The first file format with all that such a model holds; runtimes refuse formats newer than themselves.
+_IR_VERSION = 10
+
 Arrays = dict[onnx_ir.Value, npt.NDArray[Any]]
 
 
@@ -78,7 +81,7 @@ class ConstantModels:
     def _run(self, values: Sequence[onnx_ir.Value]) -> Arrays:
         nodes, leaves = self._union(values)
         names = _Names(nodes)
-        model = onnx.ModelProto(ir_version=max(8, min(self._program.model.ir_version, onnx.IR_VERSION)))
+        model = onnx.ModelProto(ir_version=_IR_VERSION)
         for domain, version in self._program.model.opset_imports.items():
             model.opset_import.add(domain=domain, version=version)
         graph = model.graph

@@ -7,6 +7,7 @@ from math import prod
 
 import onnx_ir
 from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, static_shape
+from opgraft.ir.shapes import ShapeAnalysis
 from opgraft.passes._pass import NoMatch
 from opgraft.passes._rewriter import captured_values, is_random
 
@@ -44,6 +45,14 @@ _GROWING = frozenset(
         "Scan",
     }
 )
+# ONNX Runtime has no Identity for types of less than a byte.
+_NOT_COPIED = (
+    onnx_ir.DataType.INT4,
+    onnx_ir.DataType.UINT4,
+    onnx_ir.DataType.INT2,
+    onnx_ir.DataType.UINT2,
+    onnx_ir.DataType.FLOAT4E2M1,
+)
 _MAX_SLICE_NODES = 1000
 
 
@@ -62,15 +71,17 @@ def is_pure(node: onnx_ir.Node, program: Program) -> bool:
     return all(n.domain in DEFAULT_DOMAINS or is_pure(n, program) for n in inner)
 
 
-def size_in_bytes(value: onnx_ir.Value) -> int | None:
-    """Bytes of a value whose shape and type are recorded, or that is a constant."""
+def size_in_bytes(value: onnx_ir.Value, facts: ShapeAnalysis) -> int | None:
+    """Bytes of a constant, or of a value whose shape and type follow from constants or are recorded."""
     tensor = constant_tensor(value)
     if tensor is not None:
         return tensor.nbytes
-    shape = static_shape(value)
-    if shape is None or value.dtype is None:
+    sizes, dtype = facts.sizes(value), facts.dtype(value)
+    numbers = None if sizes is None else tuple(d for d in sizes if isinstance(d, int))
+    shape = numbers if sizes is not None and numbers is not None and len(numbers) == len(sizes) else static_shape(value)
+    if shape is None or dtype is None or dtype == onnx_ir.DataType.STRING:
         return None
-    return max(1, prod(shape) * value.dtype.bitwidth // 8)
+    return prod(shape) * dtype.bitwidth // 8
 
 
 @dataclass
@@ -78,11 +89,16 @@ class ConstantRegion:
     """The nodes of one graph that compute constants (in order), and their results that others read."""
 
     graph: onnx_ir.Graph
+    facts: ShapeAnalysis
     nodes: dict[onnx_ir.Node, None] = field(default_factory=dict)
     outer: set[onnx_ir.Node] = field(default_factory=set)
     """Nodes of the same kind in the graphs around."""
     misses: list[NoMatch] = field(default_factory=list)
     max_output_bytes: int = 1 << 20
+
+    def size(self, value: onnx_ir.Value) -> int | None:
+        """Bytes of `value` where they are known beforehand."""
+        return size_in_bytes(value, self.facts)
 
     def holds(self, value: onnx_ir.Value | None) -> bool:
         """Whether the value is the same in every run."""
@@ -112,14 +128,16 @@ class ConstantRegion:
             return NoMatch("a quantized weight stays small", node)
         if is_op(node, "Identity") and node.outputs[0].is_graph_output():
             return NoMatch("a constant output needs its Identity", node)
+        if any(o.is_graph_output() and self.facts.dtype(o) in _NOT_COPIED for o in node.outputs):
+            return NoMatch("a constant output needs an Identity, which does not exist for its type", node)
         if not is_pure(node, program):
             return NoMatch("a random operator, or one of an unknown domain", node)
         return self._refuse_size(node)
 
     def _refuse_size(self, node: onnx_ir.Node) -> NoMatch | None:
         """What the node may allocate while it is evaluated."""
-        sizes = [size_in_bytes(o) for o in node.outputs if o.name]
-        inputs = sum(size_in_bytes(v) or 0 for v in node.inputs if v is not None)
+        sizes = [self.size(o) for o in node.outputs if o.name]
+        inputs = sum(self.size(v) or 0 for v in node.inputs if v is not None)
         limit = max(self.max_output_bytes, inputs)
         if any(s is not None and s > limit for s in sizes):
             return NoMatch("the result is larger than {0} KiB", node, self.max_output_bytes >> 10)
@@ -151,13 +169,13 @@ class ConstantRegion:
                 changed = True
 
     def _is_affordable(self, value: onnx_ir.Value, charged: set[onnx_ir.Value]) -> bool:
-        size = size_in_bytes(value)
+        size = self.size(value)
         if not isinstance(value.type, onnx_ir.TensorType) and value.type is not None:
             return False
         if size is None or size <= self.max_output_bytes:
             return True
         dying = self._dying_constants(value) - charged
-        if size > sum(size_in_bytes(v) or 0 for v in dying):
+        if size > sum(self.size(v) or 0 for v in dying):
             return False
         charged |= dying
         return True

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir
 from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Operands, integers_of
 from opgraft.ir.integer_rules import follow, has_rule
-from opgraft.ir.program import Program, constant_tensor, static_shape
+from opgraft.ir.program import Program, constant_tensor
+from opgraft.ir.shapes import ShapeAnalysis
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext
 from opgraft.passes._rewriter import Names, Rewriter, apply
 from opgraft.passes.simplify._constant_model import ConstantModels, to_tensor
 from opgraft.passes.simplify._constant_region import ConstantRegion
+from opgraft.passes.simplify._moved_weight import move_lazily
 
 Arrays = dict[onnx_ir.Value, npt.NDArray[Any]]
+Tensors = dict[onnx_ir.Value, onnx_ir.TensorProtocol]
 Contents = dict[onnx_ir.Value, Integers | None]
 
 
@@ -26,7 +28,8 @@ class FoldConstants(Pass):
     """f(constants) -> constant
 
     1. Arithmetic on small integer tensors is done here, with exact integers.
-    2. All else is computed by the reference executor, in one session for the whole program: the kernels that would
+    2. Large weights that are only moved (transposed, reshaped, cut) are moved when the program is written.
+    3. All else is computed by the reference executor, in one session for the whole program: the kernels that would
        compute it at run time give the same bits. What it refuses stays; the others are folded all the same.
 
     Never folded: random operators, initializers that the caller may override, operators of unknown domains,
@@ -45,12 +48,16 @@ class FoldConstants(Pass):
 
     def run(self, program: Program, context: PassContext) -> int:
         before = len(context.rewrites)
+        # Only what constants tell: worked out where it is asked for, and no record is believed.
+        facts = ShapeAnalysis(program)
         regions: list[ConstantRegion] = []
         known: Arrays = {}
         contents: Contents = {}
         folded: set[onnx_ir.Node] = set()
         for graph in program.scopes():
-            region = self._region(graph, program, folded)
+            region = ConstantRegion(graph, facts, outer=folded, max_output_bytes=self.max_output_kib << 10)
+            region.collect(program)
+            region.shrink()
             for miss in region.misses:
                 context.missed(self.name, miss)
             if region.nodes:
@@ -66,31 +73,28 @@ class FoldConstants(Pass):
             self._replace(region, values, results, names, context)
         return len(context.rewrites) - before
 
-    def _region(self, graph: onnx_ir.Graph, program: Program, outer: set[onnx_ir.Node]) -> ConstantRegion:
-        region = ConstantRegion(graph, outer=outer, max_output_bytes=self.max_output_kib << 10)
-        region.collect(program)
-        region.shrink()
-        return region
-
     def _compute(
         self,
         program: Program,
         context: PassContext,
         wanted: Sequence[tuple[ConstantRegion, Sequence[onnx_ir.Value]]],
         known: Arrays,
-    ) -> Arrays:
-        results = {v: known[v] for _, values in wanted for v in values if v in known}
-        asked = [
-            value
-            for region, values in wanted
-            if _has_opsets_of(region.graph, program)
-            for value in values
-            if value not in known
-        ]
+    ) -> Tensors:
+        results: Tensors = {}
+        asked: list[onnx_ir.Value] = []
+        for region, values in wanted:
+            is_computable = _has_opsets_of(region.graph, program)
+            for value in values:
+                if value in known:
+                    results[value] = to_tensor(known[value])
+                elif (moved := move_lazily(value, region.nodes, region.facts)) is not None:
+                    results[value] = moved
+                elif is_computable:
+                    asked.append(value)
         if context.evaluate is None or not asked:
             return results
         models = ConstantModels(program, context.evaluate, known)
-        results.update(models.compute(asked))
+        results.update((v, to_tensor(array)) for v, array in models.compute(asked).items())
         for value, reason in models.failures:
             context.missed(self.name, NoMatch("{0}", value.producer(), reason))
         return results
@@ -99,7 +103,7 @@ class FoldConstants(Pass):
         self,
         region: ConstantRegion,
         values: Sequence[onnx_ir.Value],
-        results: Arrays,
+        results: Tensors,
         names: Names,
         context: PassContext,
     ) -> None:
@@ -109,7 +113,7 @@ class FoldConstants(Pass):
             used = [o for o in node.outputs if o.is_graph_output() or o.uses()]
             if node.graph is not region.graph or not used or not all(o in frontier and o in results for o in used):
                 continue
-            if not all(self._may_keep(o, results[o], context) for o in used):
+            if not all(self._may_keep(o, results[o], region, context) for o in used):
                 continue
             if not context.allows(self.name):
                 return
@@ -124,9 +128,11 @@ class FoldConstants(Pass):
             if context.recorder is not None and token is not None:
                 context.recorder.after(token, rewrite)
 
-    def _may_keep(self, value: onnx_ir.Value, array: npt.NDArray[Any], context: PassContext) -> bool:
+    def _may_keep(
+        self, value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, region: ConstantRegion, context: PassContext
+    ) -> bool:
         """Results whose size was not known before."""
-        if static_shape(value) is not None or array.nbytes <= self.max_output_kib << 10:
+        if tensor.nbytes <= self.max_output_kib << 10 or region.size(value) == tensor.nbytes:
             return True
         context.missed(self.name, NoMatch("the result is larger than {0} KiB", value.producer(), self.max_output_kib))
         return False
@@ -177,9 +183,11 @@ def _shape_of(value: onnx_ir.Value | None, known: Arrays) -> tuple[int, ...] | N
     return None if tensor is None else tuple(d for d in tensor.shape if isinstance(d, int))
 
 
-def _constant(rewriter: Rewriter, like: onnx_ir.Value, array: npt.NDArray[Any], names: Names) -> onnx_ir.Value:
+def _constant(
+    rewriter: Rewriter, like: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, names: Names
+) -> onnx_ir.Value:
     """An initializer; in function bodies, which have none, a Constant node."""
-    tensor = to_tensor(np.ascontiguousarray(array) if array.ndim else array)
     if rewriter.graph not in names.function_graphs:
         return rewriter.constant(tensor, f"{like.name or 'constant'}_folded")
-    return rewriter.op("Constant", [], shape=onnx_ir.Shape(array.shape), dtype=tensor.dtype, value=tensor)[0]
+    shape = onnx_ir.Shape(tensor.shape.numpy())
+    return rewriter.op("Constant", [], shape=shape, dtype=tensor.dtype, value=tensor)[0]

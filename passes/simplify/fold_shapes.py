@@ -152,7 +152,8 @@ def _earlier_shape(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Re
         source = earlier
     if source is None or source is value:
         return NoMatch("its dims are not known, and no earlier value has them", node)
-    return [op.op("Shape", [source], **dict(node.attributes))[0]]
+    result: onnx_ir.Value = op.Shape(source, **dict(node.attributes))
+    return [result]
 
 
 def _same_shape_input(value: onnx_ir.Value | None, facts: ShapeAnalysis) -> onnx_ir.Value | None:
