@@ -21,6 +21,7 @@ from opgraft.ir.validate_functions import (
     check_no_files,
     check_recursion,
     check_text,
+    check_texts,
     function_keys,
     read_imports,
 )
@@ -29,6 +30,8 @@ from opgraft.ir.validate_tensor import check_tensor
 from opgraft.ir.validate_type import check_value_infos
 
 OLDEST_OPSET = 7
+# The runtime's own operators, which it takes without an import; there is one version.
+_RUNTIME_DOMAIN = "com.microsoft"
 # Protobuf's own limit on nested messages is 100, three for each subgraph.
 _MAX_NESTING = 64
 
@@ -79,13 +82,19 @@ def check_proto(proto: onnx.ModelProto, where: str) -> Findings:
         check_text(entry.key, where)
         check_text(entry.value, where)
     walk = _Walk(function_keys(proto, where))
+    n_imports = len(imports)
     walk.graph(proto.graph, [], where, _Context(imports, Signatures(opset), in_function=False))
+    if len(imports) > n_imports:
+        proto.opset_import.add(domain=_RUNTIME_DOMAIN, version=imports[_RUNTIME_DOMAIN])
     calls: dict[FunctionKey, set[FunctionKey]] = {}
     for function in proto.functions:
         key = (function.domain, function.name, function.overload)
         calls[key] = walk.function(function, f"{where}: function {function.name}", imports)
     check_recursion(calls, where)
+    for configuration in proto.configuration:
+        check_texts(configuration, where)
     for training in proto.training_info:
+        check_texts(training, where)
         check_no_files(training, where)
     return walk.findings
 
@@ -118,6 +127,7 @@ class _Walk:
         for name in function.attribute:
             check_text(name, where)
         for default in function.attribute_proto:
+            check_texts(default, where)
             check_no_files(default, where)
         self._texts(function, where)
         check_value_infos(function.value_info, where, None)
@@ -129,6 +139,8 @@ class _Walk:
             raise InputError(f"subgraphs are nested deeper than {_MAX_NESTING}", where=where, remedy=INVALID)
         check_text(graph.name, where)
         self._texts(graph, where)
+        for annotation in graph.quantization_annotation:
+            check_texts(annotation, where)
         for sparse in graph.sparse_initializer:
             graph.initializer.append(dense_tensor(sparse, where))
         graph.ClearField("sparse_initializer")
@@ -190,12 +202,20 @@ class _Walk:
             raise InputError("a node has no operator", where=f"{where}: {_node_name(node)}", remedy=INVALID)
         if domain == "ai.onnx":
             domain = ""
+        if domain == _RUNTIME_DOMAIN and not context.in_function:
+            context.imports.setdefault(domain, 1)
         if domain not in context.imports:
             raise InputError(
                 f"domain {domain or 'ai.onnx'!r} of operator {op_type} is not imported",
                 where=f"{where}: {_node_name(node)}",
                 remedy="add it to opset_import",
             )
+        if node.doc_string or node.metadata_props:
+            self._texts(node, where)
+        for configuration in node.device_configurations:
+            check_texts(configuration, where)
+        if node.overload:
+            check_text(node.overload, where)
         if self.functions:
             key = (domain, op_type, node.overload)
             if key in self.functions:
@@ -204,8 +224,6 @@ class _Walk:
         signature = context.signatures.get(op_type) if not domain else None
         if signature is not None:
             check_operator(node, signature, where)
-        if node.doc_string or node.metadata_props:
-            self._texts(node, where)
 
     def _attributes(self, node: onnx.NodeProto, scopes: list[_Scope], where: str, context: _Context) -> None:
         seen = set()
@@ -214,8 +232,12 @@ class _Walk:
             if attribute.name in seen:
                 raise _refused_attribute(node, attribute, where, "is there twice")
             seen.add(attribute.name)
+            if attribute.doc_string:
+                check_text(attribute.doc_string, where)
+                self.findings.has_texts = True
             kind = attribute.type
             if attribute.ref_attr_name:
+                check_text(attribute.ref_attr_name, where)
                 if not context.in_function:
                     raise _refused_attribute(node, attribute, where, "refers to a function's, but this is no function")
             elif kind in _SIMPLE_TYPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import onnx
 from onnx import AttributeProto
@@ -18,6 +19,19 @@ def check_text(text: object, where: str) -> None:
     # protobuf returns bytes where a string field is no UTF-8.
     if type(text) is not str:
         raise InputError(f"a name or text is no UTF-8: {text!r}", where=where, remedy="the file is damaged")
+
+
+def check_texts(message: Any, where: str) -> None:
+    """Every string in a message that is carried along must be UTF-8. For rare and small messages: it is slow."""
+    pending = [message]
+    while pending:
+        for descriptor, value in pending.pop().ListFields():
+            values = value if descriptor.is_repeated else [value]
+            if descriptor.message_type is not None:
+                pending.extend(values)
+            elif descriptor.type == descriptor.TYPE_STRING:
+                for text in values:
+                    check_text(text, where)
 
 
 def read_imports(protos: Iterable[onnx.OperatorSetIdProto], where: str) -> dict[str, int]:

@@ -68,6 +68,9 @@ def check_operator(node: onnx.NodeProto, signature: Signature, where: str) -> No
         present.add(name)
         wanted = signature.attributes.get(name)
         if wanted is None:
+            if str(name).startswith("__"):
+                # Marks of the runtime's own; it takes them on every operator.
+                continue
             raise _refusal(node, where, f"has the attribute {name!r}, which the operator does not have")
         if attribute.type != wanted and not (attribute.ref_attr_name and not attribute.type):
             found, right = (AttributeProto.AttributeType.Name(number) for number in (attribute.type, wanted))

@@ -128,10 +128,13 @@ def _check_external(tensor: TensorProto, n_elements: int, where: str) -> None:
             raise _refusal(tensor, where, f"has the absurd external {key} {text}")
     wanted = -(-n_elements * bits // 8)
     if "length" in entries and int(entries["length"]) != wanted:
+        # What `wire.split` took out of the model's own file.
+        is_inline = entries.get("location", "").startswith("\0")
+        holds = "holds {} bytes" if is_inline else "declares {} external bytes"
         raise InputError(
-            f"tensor {tensor.name!r} declares {entries['length']} external bytes, its type and shape take {wanted}",
+            f"tensor {tensor.name!r} {holds.format(entries['length'])}, its type and shape take {wanted}",
             where=where,
-            remedy="the model and its data do not belong together",
+            remedy="the file is damaged" if is_inline else "the model and its data do not belong together",
         )
     if len(entries) != len(tensor.external_data):
         # Checksums and other people's keys say nothing about the bytes that we write.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir
 from opgraft.ir.errors import InputError
+from opgraft.ir.validate_functions import check_text
 
 _ELEMENT_TYPES = frozenset(int(number) for number in onnx_ir.DataType)
 _MAX_DEPTH = 16
@@ -20,20 +21,19 @@ def check_value_infos(infos: Iterable[onnx.ValueInfoProto], where: str, kept: di
     """
     has_texts = False
     for info in infos:
-        if type(info.name) is not str:
-            raise InputError(f"a name is no UTF-8: {info.name!r}", where=where, remedy="the file is damaged")
-        kind = info.type.WhichOneof("value")
+        name, value_type = info.name, info.type
+        check_text(name, where)
+        kind = value_type.WhichOneof("value")
         if kind == "tensor_type":
-            _check_tensor_type(info.type.tensor_type, info.name, where)
+            _check_tensor_type(value_type.tensor_type, name, where)
         elif kind is not None:
             _check_nested(info, kept, where)
+        if value_type.denotation:
+            check_text(value_type.denotation, where)
         if info.doc_string or info.metadata_props:
             has_texts = True
-            texts = [info.doc_string, *(text for entry in info.metadata_props for text in (entry.key, entry.value))]
-            if any(type(text) is not str for text in texts):
-                raise InputError(
-                    f"a text of value {info.name!r} is no UTF-8", where=where, remedy="the file is damaged"
-                )
+            for text in (info.doc_string, *(t for entry in info.metadata_props for t in (entry.key, entry.value))):
+                check_text(text, where)
     return has_texts
 
 
@@ -49,8 +49,10 @@ def _check_tensor_type(tensor: onnx.TypeProto.Tensor | onnx.TypeProto.SparseTens
     for dim in tensor.shape.dim:
         if dim.dim_value < 0:
             dim.ClearField("dim_value")
-        elif type(dim.dim_param) is not str:
-            raise InputError(f"a dim of value {name!r} has a name that is no UTF-8", where=where)
+        else:
+            check_text(dim.dim_param, where)
+        if dim.denotation:
+            check_text(dim.denotation, where)
 
 
 def _check_nested(info: onnx.ValueInfoProto, kept: dict[str, onnx.TypeProto] | None, where: str) -> None:

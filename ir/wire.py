@@ -30,7 +30,7 @@ INLINE_LIMIT_BYTES = 4096
 _MAX_MESSAGE_BYTES = (1 << 31) - 1
 # Nodes, tensors and value infos of one graph. A message takes hundreds of times the two bytes of an empty field, so
 # that a small file could otherwise eat the memory; the largest real graphs have some 100,000 nodes.
-_MAX_FIELDS = 8_000_000
+_MAX_FIELDS = 4_000_000
 _WHAT_TO_DO = "the file is truncated or not ONNX"
 
 
@@ -147,9 +147,10 @@ def _skeleton_tensor(data: memoryview, start: int, end: int, location: str) -> b
     return bytes(data[start:begin]) + bytes(data[stop:end]) + external_reference(location, payload, stop - payload)
 
 
-def _skeleton_graph(data: memoryview, start: int, end: int, location: str) -> list[bytes | memoryview]:
+def _skeleton_graph(data: memoryview, start: int, end: int, location: str) -> list[bytes]:
     """Pieces of the graph in data[start:end]; an empty list when it stays as it is."""
-    parts: list[bytes | memoryview] = []
+    # Copies, not views: a view that an exception keeps alive would keep the file from being unmapped.
+    parts: list[bytes] = []
     copied = start
     for n_fields, (number, wire_type, begin, payload, stop) in enumerate(_fields(data, start, end)):
         if n_fields > _MAX_FIELDS:
@@ -157,9 +158,9 @@ def _skeleton_graph(data: memoryview, start: int, end: int, location: str) -> li
         if number == GRAPH_INITIALIZER and wire_type == _LEN:
             tensor = _skeleton_tensor(data, payload, stop, location)
             if tensor is not None:
-                parts += [data[copied:begin], encode_bytes(GRAPH_INITIALIZER, tensor)]
+                parts += [bytes(data[copied:begin]), encode_bytes(GRAPH_INITIALIZER, tensor)]
                 copied = stop
-    return [*parts, data[copied:end]] if parts else []
+    return [*parts, bytes(data[copied:end])] if parts else []
 
 
 def split(data: memoryview, where: str) -> Skeleton:
@@ -169,7 +170,7 @@ def split(data: memoryview, where: str) -> Skeleton:
     2 GiB remain.
     """
     location = f"\0{secrets.token_hex(16)}"
-    parts: list[bytes | memoryview] = []
+    parts: list[bytes] = []
     copied = 0
     try:
         for n_fields, (number, wire_type, begin, payload, stop) in enumerate(_fields(data, 0, len(data))):
@@ -179,7 +180,7 @@ def split(data: memoryview, where: str) -> Skeleton:
             if number == MODEL_GRAPH and wire_type == _LEN:
                 graph = _skeleton_graph(data, payload, stop, location)
                 if graph:
-                    parts += [data[copied:begin], encode_bytes(MODEL_GRAPH, b"".join(graph))]
+                    parts += [bytes(data[copied:begin]), encode_bytes(MODEL_GRAPH, b"".join(graph))]
                     copied = stop
     except WireError as error:
         raise InputError(f"not a readable ONNX model: {error}", where=where, remedy=_WHAT_TO_DO) from None

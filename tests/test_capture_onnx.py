@@ -140,6 +140,11 @@ def unknown_operators(folder):
 
 
 @oddity
+def marks_of_the_runtime(folder):
+    return model([node("Relu", ["x"], ["y"], __mark=1)])
+
+
+@oddity
 def function_overloads(folder):
     functions = []
     for overload, op_type in (("", "Relu"), ("second", "Neg")):
@@ -354,6 +359,31 @@ def test_typed_fields_hold_what_the_check_expects(data_type, tmp_path):
     np.testing.assert_array_equal(found, numpy_helper.to_array(tensor))
 
 
+def captured_or_refused(path):
+    try:
+        return capture_onnx(path)
+    except InputError as error:
+        line = str(error)
+    assert line.isprintable()
+    return None
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_damaged_oddities_are_refused_in_one_line_or_can_be_saved(name, tmp_path):
+    made = ODDITIES[name](tmp_path)
+    data = made if isinstance(made, bytes) else made.SerializeToString() if not isinstance(made, os.PathLike) else b""
+    data = data or made.read_bytes()
+    rng = np.random.default_rng(sum(name.encode()))
+    for _ in range(40):
+        path = tmp_path / "damaged.onnx"
+        path.write_bytes(hm.damage(data, rng))
+        program = captured_or_refused(path)
+        if program is None:
+            continue
+        save(program, tmp_path / "copy.onnx", force=True)
+        capture_onnx(tmp_path / "copy.onnx")
+
+
 # Made regular
 
 
@@ -419,6 +449,12 @@ def test_unsorted_nodes_are_sorted_in_every_scope(tmp_path):
     assert [n.op_type for n in onnx.load(copy).graph.node] == ["Exp", "If", "F"]
     z = -(np.exp(X) + X)
     np.testing.assert_allclose(load(str(copy)).run(None, {"x": X})[0], -np.maximum(z, 0), rtol=1e-6)
+
+
+def test_the_runtimes_own_operators_need_no_import(tmp_path):
+    path, copy = round_trip(model([node("Gelu", ["x"], ["y"], domain="com.microsoft")]), tmp_path)
+    assert bits(copy) == bits(path)
+    assert "com.microsoft" in {i.domain for i in onnx.load(copy).opset_import}
 
 
 def test_negative_dims_are_unknown(tmp_path):
