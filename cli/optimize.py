@@ -70,6 +70,10 @@ def run(model: Path, output: Path | None, **arguments: Any) -> int:
     destination = output if output is not None else default_output(model)
     decisions = _replayed(arguments["decisions"])
     options = _options(arguments, decisions)
+    if arguments["decisions"] is not None and options.is_rewrite_only:
+        from opgraft.ir.errors import UsageError
+
+        raise UsageError("without verification and measurement nothing is decided", remedy="leave out --decisions")
     _check_side_files(model, destination, arguments, is_replay=decisions is not None)
     is_silent = arguments["quiet"] or arguments["as_json"]
     result = optimize(model, destination, options=options, progress=_progress(is_silent))
@@ -153,11 +157,8 @@ def mobile_folder(destination: Path) -> Path:
 
 
 def _write_decisions(path: Path, result: Result) -> None:
-    from opgraft.ir.errors import UsageError
-
-    if result.decisions is None:
-        raise UsageError("without verification and measurement nothing is decided", remedy="leave out --decisions")
-    _write_text(path, json.dumps(result.decisions.to_json(), indent=2) + "\n")
+    if result.decisions is not None:
+        _write_text(path, json.dumps(result.decisions.to_json(), indent=2) + "\n")
 
 
 def _instruments(arguments: dict[str, Any], passes: str) -> list[Any]:

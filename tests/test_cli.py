@@ -194,6 +194,7 @@ def test_output_exists_or_is_the_input(run: Run, tanh: Path) -> None:
         (["--print-after", "fold-nothing"], "no stage"),
         (["--verify", "maybe"], "maybe"),
         (["--time-limit", "0"], "not positive"),
+        (["--decisions", "new.json", "--verify", "off"], "nothing is decided"),
     ],
 )
 def test_usage_errors_name_the_known(run: Run, tanh: Path, arguments: list[str], words: str) -> None:
