@@ -46,15 +46,10 @@ class RegionRecorder:
         self._only = only
         self._signatures: set[tuple[Any, ...]] = set()
         self._counts: dict[str, int] = {}
-        self._seen = 0
 
     def before(
         self, root: onnx_ir.Node, new_nodes: Sequence[onnx_ir.Node], replacements: Sequence[onnx_ir.Value]
     ) -> _Open | None:
-        number = self._seen
-        self._seen += 1
-        if self._only is not None and number != self._only:
-            return None
         signature = (root.op_type, tuple(n.op_type for n in new_nodes), _shape_key(root))
         if signature in self._signatures and self._only is None:
             return None
@@ -73,6 +68,9 @@ class RegionRecorder:
 
     def after(self, token: _Open, rewrite: Any) -> None:
         if token.before is None or token.after is None:
+            return
+        # Not every rewrite passes through `before` (dead code has no region), so numbers are compared here.
+        if self._only is not None and rewrite.number != self._only:
             return
         count = self._counts.get(rewrite.pass_name, 0)
         if count >= self._max_per_pass and self._only is None:

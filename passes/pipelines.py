@@ -18,23 +18,20 @@ def _simplification_rules() -> tuple[NodePass, ...]:
     return tuple(rules)
 
 
-def _when_present(name: str) -> list[Stage]:
-    return [pass_class(name)()] if name in builtin_modules() else []
-
-
 @named_pipeline("simplify")
 def simplify() -> list[Stage]:
     """Lossless simplification."""
     rules = Group(_simplification_rules())
     return [
         pass_class("eliminate-dead-code")(),
-        *_when_present("fold-constants"),
+        pass_class("infer-shapes")(),
+        pass_class("fold-constants")(),
         pass_class("deduplicate-initializers")(),
         rules,
         pass_class("eliminate-common-subexpressions")(),
         pass_class("slices-to-split")(),
         # Shapes that became known make constants; those and merged nodes make new matches.
-        *_when_present("fold-constants"),
+        pass_class("fold-constants")(),
         rules,
         pass_class("eliminate-dead-code")(),
     ]
