@@ -44,6 +44,39 @@ _CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         { s = Transpose (x) y = Gemm <transB = -1> (w, s) }""",
         {"x": _numbers(2, 5)},
     ),
+    "a constant rounded to half precision": (
+        # The runtime multiplies in float32 and never rounds h; the folded h was rounded.
+        "fold-constants",
+        """<ir_version: 10, opset_import: ["" : 20]> f (float16[N] x) => (float16[N] y)
+        <float[1] s = {8}>
+        { r = Sqrt (s) h = Cast <to = 10> (r) y = Mul (x, h) }""",
+        {"x": _numbers(64).astype(np.float16)},
+    ),
+    "a constant output of half a byte per element": (
+        # It became an initializer behind an Identity, and the runtime has no Identity for this type.
+        "fold-constants",
+        """<ir_version: 10, opset_import: ["" : 25]> f () => (uint4[4] y)
+        <float[4] s = {1, 2, 3, 4}>
+        { y = Cast <to = 21> (s) }""",
+        {},
+    ),
+    "a constant string whose shape is known": (
+        # Strings have no size in bits: the pass raised TypeError.
+        "fold-constants",
+        """<ir_version: 10, opset_import: ["" : 20]> f () => (string[1] y)
+        <string[1] a = {"a"}, string[1] b = {"b"}>
+        { c = StringConcat (a, b) y = StringConcat (c, a) }""",
+        {},
+    ),
+    "a part of the shape in a function with parameters": (
+        # The rewritten Shape lost its reference to the parameter.
+        "fold-shapes",
+        """<ir_version: 10, opset_import: ["" : 20, "local" : 1]> f (float[N, M] x) => (int64[K] s)
+        { s = local.part <first = 1> (x) }
+        <domain: "local", opset_import: ["" : 20]> part <first> (x) => (s)
+        { a = Abs (x) s = Shape <start: int = @first> (a) }""",
+        {"x": _numbers(2, 3)},
+    ),
     "the mask of Dropout at opset 10": (
         # Its content is undefined in inference and the runtime gives false; the pass made it true.
         "eliminate-nop-dropout",

@@ -53,6 +53,13 @@ _NOT_COPIED = (
     onnx_ir.DataType.UINT2,
     onnx_ir.DataType.FLOAT4E2M1,
 )
+# Where ONNX Runtime lacks a kernel for half precision it computes in float32, and between two such nodes it drops the
+# rounding: a folded result, which is rounded, would change what the next node computes. These only move numbers.
+_HALF = (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+_MOVES_HALF = (
+    *("Abs", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"),
+    *("Neg", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
 _MAX_SLICE_NODES = 1000
 
 
@@ -130,6 +137,8 @@ class ConstantRegion:
             return NoMatch("a constant output needs its Identity", node)
         if any(o.is_graph_output() and self.facts.dtype(o) in _NOT_COPIED for o in node.outputs):
             return NoMatch("a constant output needs an Identity, which does not exist for its type", node)
+        if any(self.facts.dtype(o) in _HALF for o in node.outputs) and not is_op(node, *_MOVES_HALF):
+            return NoMatch("the runtime may keep more than half precision between this node and the next", node)
         if not is_pure(node, program):
             return NoMatch("a random operator, or one of an unknown domain", node)
         return self._refuse_size(node)
