@@ -280,46 +280,35 @@ def _contradicts(sizes: Sizes | None, recorded: onnx_ir.Shape, declared: set[str
 
 
 def record_shapes(program: Program, facts: ShapeAnalysis) -> int:
-    """Write what is known to values whose shape or type is missing or incomplete. Returns how many were changed.
+    """Write down what is known of the values of the main graph and its subgraphs. Returns how many records changed.
 
-    Where a record contradicts the rules, neither is kept. Function bodies and the model's interface stay as they are.
+    What follows from the inputs takes the place of a record that says less or something else; the rest of a record
+    stays, unless it is of a rank that cannot be. Function bodies and the model's interface stay as they are.
     """
-    doubted = set(facts.contradictions)
     changed = 0
     for graph in nested_graphs(program.graph):
         for node in graph:
             for value in node.outputs:
                 if not value.is_graph_output() and value.name:
-                    changed += _record(value, facts, value in doubted)
+                    changed += _record(value, facts)
     return changed
 
 
-def _record(value: onnx_ir.Value, facts: ShapeAnalysis, is_doubted: bool) -> bool:
+def _record(value: onnx_ir.Value, facts: ShapeAnalysis) -> bool:
     if not isinstance(value.type, onnx_ir.TensorType | None):
         return False
-    before = (value.type, value.shape)
     dtype, known, recorded = facts.dtype(value), facts.shape(value), value.shape
+    changed = value.type is None and dtype is not None
     if value.type is None and dtype is not None:
         value.type = onnx_ir.TensorType(dtype)
-    if known is not None and recorded is not None and is_doubted:
-        value.shape = _joined(known, recorded)
-    elif known is not None and (
-        recorded is None or any(k is not None and k != _read(r) for k, r in zip(known, recorded, strict=True))
-    ):
-        said = recorded if recorded is not None else [None] * len(known)
-        value.shape = onnx_ir.Shape([r if k is None else _spelled(k) for k, r in zip(known, said, strict=True)])
-    return before[0] is not value.type or before[1] != value.shape
-
-
-def _joined(known: Extents, recorded: onnx_ir.Shape) -> onnx_ir.Shape | None:
-    """What both say."""
-    if len(known) != len(recorded):
-        return None
-    return onnx_ir.Shape([_spelled(k) if k == _read(r) else None for k, r in zip(known, recorded, strict=True)])
-
-
-def _read(size: int | onnx_ir.SymbolicDim) -> Extent:
-    return size if isinstance(size, int) else parse_dim(size.value) if size.value else None
+    if known is None:
+        return changed
+    said = [None] * len(known) if recorded is None or len(recorded) != len(known) else list(recorded)
+    shape = onnx_ir.Shape([s if k is None else _spelled(k) for k, s in zip(known, said, strict=True)])
+    if shape == recorded:
+        return changed
+    value.shape = shape
+    return True
 
 
 def _spelled(size: Extent) -> int | str | None:

@@ -1,0 +1,31 @@
+"""Write down the shapes and types that follow from the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opgraft.ir.program import Program
+from opgraft.ir.shapes import analyze_shapes, record_shapes
+from opgraft.passes._pass import Contract, Pass, PassContext
+
+
+@dataclass(frozen=True)
+class InferShapes(Pass):
+    """f(x[N, 4]) -> f(x[N, 4])[N, 4]
+
+    For the passes that read them. A record that is missing or incomplete is completed; one that contradicts what
+    follows from the inputs is corrected. Declared inputs and outputs stay as they are.
+    """
+
+    contract: ClassVar[Contract] = Contract.EXACT
+
+    def run(self, program: Program, context: PassContext) -> int:
+        if not context.allows(self.name):
+            return 0
+        facts = context.facts["shapes"] = analyze_shapes(program)
+        changed = record_shapes(program, facts)
+        if not changed:
+            return 0
+        context.applied(self, f"{changed} values")
+        return 1
