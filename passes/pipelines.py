@@ -24,6 +24,7 @@ def simplify() -> list[Stage]:
     rules = Group(_simplification_rules())
     return [
         pass_class("eliminate-dead-code")(),
+        pass_class("lift-constants")(),
         pass_class("infer-shapes")(),
         pass_class("fold-constants")(),
         pass_class("deduplicate-initializers")(),

@@ -98,7 +98,8 @@ def test_bits_of_every_type_are_the_runtimes(dtype: Any, counting: CountingEvalu
         x = (rng.standard_normal((2, 3)) * 3).astype(dtype)
     nodes = [onnx.helper.make_node("Transpose", ["x"], ["moved"]), onnx.helper.make_node("Identity", ["moved"], ["y"])]
     outputs = ["y"]
-    if np.dtype(dtype).kind == "f":
+    # Half precision is only moved: the runtime computes chains of it in float32 and drops the roundings in between.
+    if dtype in (np.float32, np.float64):
         nodes += [
             onnx.helper.make_node("MatMul", ["x", "moved"], ["product"]),
             onnx.helper.make_node("Softmax", ["product"], ["soft"]),
@@ -108,9 +109,6 @@ def test_bits_of_every_type_are_the_runtimes(dtype: Any, counting: CountingEvalu
         x[0, 0], x[1, 1] = -0.0, np.nan
         outputs.append("z")
     model = model_of(nodes, {"x": x}, outputs)
-    if dtype is np.float16:
-        model.graph.node.remove(next(n for n in model.graph.node if n.op_type == "Exp"))
-        model.graph.node[-1].input[0] = "soft"
     for output in model.graph.output:
         kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         output.type.CopyFrom(onnx.helper.make_tensor_type_proto(kind, ["A", "B"]))
