@@ -20,11 +20,15 @@ ENTRY_POINT_GROUP = "opgraft.passes"
 def builtin_modules() -> dict[str, str]:
     """Pass name -> module; a pass is a file whose name is the pass's, in a folder of this package."""
     root = Path(__file__).parent
-    return {
-        file.stem.replace("_", "-"): f"opgraft.passes.{file.parent.name}.{file.stem}"
-        for file in sorted(root.glob("*/*.py"))
-        if not file.stem.startswith("_") and file.parent.name in PASS_FOLDERS
-    }
+    found: dict[str, str] = {}
+    for file in sorted(root.glob("*/*.py")):
+        if file.stem.startswith("_") or file.parent.name not in PASS_FOLDERS:
+            continue
+        name, module = file.stem.replace("_", "-"), f"opgraft.passes.{file.parent.name}.{file.stem}"
+        if name in found:
+            raise ContractError(f"pass {name!r} is in {found[name]} and in {module}", remedy="keep one")
+        found[name] = module
+    return found
 
 
 PASS_FOLDERS = ("simplify", "canonicalize", "lower")
