@@ -60,6 +60,8 @@ class ExecutionError(OpgraftError, RuntimeError):
     """The runtime rejected the model, crashed, ran out of memory or out of time."""
 
     exit_code = 6
+    is_fatal = False
+    """Whether the process that ran the model did not survive it."""
 
 
 class ContractError(OpgraftError):

@@ -149,6 +149,8 @@ class Verifier:
             except UnsupportedInput as error:
                 self._reason = f"no inputs can be made up: {error}"
             except ExecutionError as error:
+                if error.is_fatal:
+                    raise
                 self._reason = str(error)
         return self._truths
 
@@ -166,6 +168,12 @@ class Verifier:
                 try:
                     truths.append(_Truth(case, self._runner.run(handle, case.arrays)))
                 except ExecutionError as error:
+                    if error.is_fatal:
+                        # A model that brings the runtime down at once is refused; one that does so only on some
+                        # sizes is compared on the others, and no further size is risked.
+                        if not truths:
+                            raise
+                        break
                     self._rejected += 1
                     self._reason = f"the original does not run on generated inputs: {error}"
                     failures.add(binding)

@@ -225,12 +225,7 @@ def test_models_the_runtime_does_not_survive(make, words, time_limit_s, workplac
     start = time.monotonic()
     code, out, err = run([path, "--time-limit", str(time_limit_s), "--memory-limit", "1"], capsys)
     assert time.monotonic() - start < 60
-    if code == 6:
-        assert_one_line(err)
-        assert words in err
-        assert listing(workplace) == before
-    else:
-        assert code == 8
-        assert not err
-        assert words in out
-        assert [name for name, _ in listing(workplace)] == ["models", "models/m.onnx", "models/m.opt.onnx", "temporary"]
+    assert code == 6
+    assert_one_line(err)
+    assert words in err
+    assert listing(workplace) == before

@@ -48,6 +48,7 @@ class ExecutionFailure(ExecutionError):
         self, kind: FailureKind, message: str, *, where: str = "", signal: int | None = None, stderr: str = ""
     ) -> None:
         self.kind = kind
+        self.is_fatal = kind in ("crashed", "out of memory", "timed out")
         self.message = message
         self.signal = signal
         self.stderr = stderr
