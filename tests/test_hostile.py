@@ -223,7 +223,7 @@ def test_models_the_runtime_does_not_survive(make, words, time_limit_s, workplac
     path = hm.write_model(workplace / "models", make())
     before = listing(workplace)
     start = time.monotonic()
-    code, out, err = run([path, "--time-limit", str(time_limit_s), "--memory-limit", "1"], capsys)
+    code, _, err = run([path, "--time-limit", str(time_limit_s), "--memory-limit", "1"], capsys)
     assert time.monotonic() - start < 60
     assert code == 6
     assert_one_line(err)
