@@ -77,6 +77,32 @@ _CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         { a = Abs (x) s = Shape <start: int = @first> (a) }""",
         {"x": _numbers(2, 3)},
     ),
+    "a branch that gives a sequence": (
+        # The result of If was recorded as a tensor of the sequence's element type.
+        "infer-shapes",
+        """<ir_version: 10, opset_import: ["" : 20]> f (bool c, float[N] x, seq(float) q) => (float[M] y)
+        <int64 i = {0}>
+        {
+          s = If (c) <then_branch = g () => (seq(float) p) { p = SequenceInsert (q, x) },
+                      else_branch = h () => (seq(float) r) { r = SequenceConstruct (x, x) }>
+          y = SequenceAt (s, i)
+        }""",
+        {"c": np.array(False), "x": _numbers(3), "q": [_numbers(2)]},
+    ),
+    "a branch that is never taken and does not fit the folded constant": (
+        # Once the shape of w was known, the runtime refused to infer types in the branch that squeezes it.
+        "inline-constant-if",
+        """<ir_version: 10, opset_import: ["" : 20]> f (float[N] x) => (float[M] y)
+        <float[4] v = {1, 2, 3, 4}, bool[4] all = {1, 1, 1, 1}, bool no = {0}, int64[1] axes = {0}>
+        {
+          w = Compress (v, all)
+          k = Not (no)
+          c = Not (k)
+          y = If (c) <then_branch = g () => (float[A] p) { u = Squeeze (w, axes) p = Add (x, u) },
+                      else_branch = h () => (float[B] r) { r = Add (x, w) }>
+        }""",
+        {"x": _numbers(4)},
+    ),
     "the mask of Dropout at opset 10": (
         # Its content is undefined in inference and the runtime gives false; the pass made it true.
         "eliminate-nop-dropout",
