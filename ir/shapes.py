@@ -12,6 +12,7 @@ rule tells, and only in a model none of whose records contradicts the rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TypeAlias
 
 import onnx_ir
@@ -128,7 +129,7 @@ class ShapeAnalysis:
         return self.trust_records and node is not None and node.graph in self._straight
 
     def _recorded(self, value: onnx_ir.Value) -> Sizes | None:
-        if value.shape is None or not isinstance(value.type, onnx_ir.TensorType | None):
+        if value.shape is None or not (value.type is None or isinstance(value.type, onnx_ir.TensorType)):
             return None
         return tuple(self._recorded_size(d) for d in value.shape)
 
@@ -154,15 +155,16 @@ class ShapeAnalysis:
                 self._unknowns,
             )
             shapes = list(infer(operands))
-            contents = follow(operands)
+            if types[0] is None or types[0] in _FOLLOWED:
+                contents = follow(operands)
         for output, shape, dtype, content in zip(outputs, shapes, types, contents, strict=True):
             self._set(output, shape, output.dtype or dtype, content)
 
     def _set(
         self, value: onnx_ir.Value, shape: Sizes | None, dtype: onnx_ir.DataType | None, content: Integers | None
     ) -> None:
-        if not isinstance(value.type, onnx_ir.TensorType | None):
-            shape = content = None
+        if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
+            shape = content = dtype = None  # `Value.dtype` of a sequence is that of its elements
         elif self._trusts(value):
             shape = self._filled_in(shape, value)
         if content is not None:
@@ -295,7 +297,7 @@ def record_shapes(program: Program, facts: ShapeAnalysis) -> int:
 
 
 def _record(value: onnx_ir.Value, facts: ShapeAnalysis) -> bool:
-    if not isinstance(value.type, onnx_ir.TensorType | None):
+    if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
         return False
     dtype, known, recorded = facts.dtype(value), facts.shape(value), value.shape
     changed = value.type is None and dtype is not None
@@ -311,5 +313,6 @@ def _record(value: onnx_ir.Value, facts: ShapeAnalysis) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)
 def _spelled(size: Extent) -> int | str | None:
     return size if size is None or isinstance(size, int) else str(size)

@@ -29,6 +29,7 @@ def simplify() -> list[Stage]:
         pass_class("fold-constants")(),
         pass_class("deduplicate-initializers")(),
         rules,
+        pass_class("merge-equal-shapes")(),
         pass_class("eliminate-common-subexpressions")(),
         pass_class("slices-to-split")(),
         # Shapes that became known make constants; those and merged nodes make new matches.

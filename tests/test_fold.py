@@ -197,6 +197,25 @@ def test_a_crash_of_the_evaluator_leaves_the_program_as_it_was() -> None:
     assert model_bytes(program) == before
 
 
+def test_a_runtime_that_always_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def refuse(model: bytes) -> dict[str, np.ndarray]:
+        calls.append(model)
+        raise ExecutionError("no")
+
+    lines = "\n".join(f"  c{i} = Sqrt (w{i})\n  y{i} = Add (x, c{i})" for i in range(200))
+    weights = ", ".join(f"float[2] w{i} = {{{i}, 1}}" for i in range(200))
+    outputs = ", ".join(f"float[2] y{i}" for i in range(200))
+    text = f"many (float[2] x) => ({outputs}) <{weights}> {{\n{lines}}}"
+    assert not fold(parse(text), refuse).rewrites
+    assert len(calls) == 100
+    calls.clear()
+    monkeypatch.setattr("opgraft.passes.simplify._constant_model._MAX_SECONDS", 0.0)
+    assert not fold(parse(text), refuse).rewrites
+    assert len(calls) == 1, "the first attempt is always made"
+
+
 def test_without_an_evaluator_integers_are_folded_and_floats_are_not() -> None:
     text = """f (float[2] x) => (float[2] y, int64[2] z)
     <float[2] w = {1, 2}, int64[2] a = {-7, 7}, int64[2] b = {2, -2}>
@@ -366,3 +385,24 @@ def test_folded_shapes_accept_what_the_original_accepts(
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="negative"):
         FoldConstants(max_output_kib=-1)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("length", [0, 1, 6])
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_merged_shapes_accept_what_the_original_accepts(
+    name: str, batch: int, length: int, counting: CountingEvaluator, executor: Executor
+) -> None:
+    """With one input only, whose dims nobody else names."""
+    model = onnx.load(MODELS / f"{name}.onnx")
+    model.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "other_batch"
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "other_length"
+    program = capture_onnx(model)
+    context = fold(program, counting, "infer-shapes, (fold-shapes), merge-equal-shapes, eliminate-dead-code")
+    assert context.rewrites
+    ids = np.arange(batch * length, dtype=np.int64).reshape(batch, length) % 40
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    expected = executor.run_once(model.SerializeToString(), feed)
+    actual = executor.run_once(model_bytes(program), feed)
+    for output, wanted in expected.items():
+        assert actual[output].tobytes() == wanted.tobytes()

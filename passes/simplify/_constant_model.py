@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from opgraft.passes._rewriter import captured_values
 
 # Sessions per run of the pass: halving finds each operator that the runtime lacks in about ten.
 _MAX_SESSIONS = 100
+# No more halving after this: a constant that hangs the runtime costs a time limit in every half it is in.
+_MAX_SECONDS = 60.0
 # Bytes of constants sent to the runtime at once.
 _MAX_MODEL_BYTES = 256 << 20
 
@@ -38,6 +41,7 @@ class ConstantModels:
         self._evaluate = evaluate
         self._known = known
         self._n_sessions = 0
+        self._deadline = time.monotonic() + _MAX_SECONDS
         self.failures: list[tuple[onnx_ir.Value, str]] = []
         """Values that the runtime did not compute, and what it said."""
 
@@ -65,8 +69,8 @@ class ConstantModels:
             yield batch
 
     def _compute_halving(self, values: Sequence[onnx_ir.Value]) -> Arrays:
-        if self._n_sessions >= _MAX_SESSIONS:
-            self.failures += [(v, "too many results that the runtime refuses") for v in values]
+        if self._n_sessions >= _MAX_SESSIONS or (self._n_sessions and time.monotonic() > self._deadline):
+            self.failures += [(v, "the runtime refuses too many results, or takes too long") for v in values]
             return {}
         self._n_sessions += 1
         try:

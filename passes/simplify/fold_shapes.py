@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir
+from opgraft.ir.dims import Dim, Size
 from opgraft.ir.integer_contents import Integers
 from opgraft.ir.integer_rules import INTEGER_OPERATORS
 from opgraft.ir.program import constant_tensor, is_op
 from opgraft.ir.shape_rules import ELEMENTWISE, SAME_SHAPE
-from opgraft.ir.shapes import ShapeAnalysis, analyze_shapes
+from opgraft.ir.shapes import ShapeAnalysis, analyze_shapes, is_opaque
 from opgraft.passes._pass import Contract, NoMatch, PassContext, Replacement
 from opgraft.passes._rewriter import Rewriter, can_stand_for
 from opgraft.passes._worklist import NodePass
@@ -27,6 +28,7 @@ class FoldShapes(NodePass):
     3. A Reshape target gets `0` where it copies the input's dim and `-1` where one dim remains.
     4. An Expand target gets `1` where the input has the size already; an Expand that changes nothing disappears.
     5. Shape(f(x)) reads Shape(x) where f keeps the shape.
+    6. A single dim that the model names at one input only is read from that input.
 
     Dims of one name are one number, as the ONNX standard has it. (ONNX Runtime does not check inputs for that: where
     they break the rule it broadcasts if it can.) They may be 0, and `-1` beside a 0 is an error: case 3 writes `-1`
@@ -50,6 +52,8 @@ class FoldShapes(NodePass):
             return _expand(node, op, facts)
         if is_op(node, "Shape"):
             return _earlier_shape(node, op, facts)
+        if is_op(node, "Gather", "Slice"):
+            return _dim_of_input(node, op, facts, context)
         return known
 
     def _reshape(
@@ -154,6 +158,46 @@ def _earlier_shape(node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis) -> Re
         return NoMatch("its dims are not known, and no earlier value has them", node)
     result: onnx_ir.Value = op.Shape(source, **dict(node.attributes))
     return [result]
+
+
+def _dim_of_input(
+    node: onnx_ir.Node, op: Rewriter, facts: ShapeAnalysis, context: PassContext
+) -> Replacement | NoMatch:
+    """Case 6. Many such reads become one, by common subexpressions."""
+    shape = node.inputs[0].producer() if node.inputs[0] is not None else None
+    content = facts.integers(node.outputs[0])
+    if not is_op(shape, "Shape") or shape is None or content is None or content.elements.size != 1:
+        return NoMatch("not a single dim of a shape", node)
+    found = _named_inputs(context).get(content.elements.reshape(-1)[0])
+    if found is None:
+        return NoMatch("the dim has no name, or several inputs have it", node)
+    source, axis = found
+    if shape.inputs[0] is source:
+        return NoMatch("the dim is read from the input already", node)
+    if context.program.opset < 15:
+        return NoMatch("Shape has no bounds before opset 15", node)
+    read: onnx_ir.Value = op.Shape(source, start=axis, end=axis + 1)
+    if content.elements.ndim == 0:
+        read = op.Squeeze(read)
+    elif content.elements.ndim > 1:
+        return NoMatch("not a vector", node)
+    return [read]
+
+
+def _named_inputs(context: PassContext) -> dict[Size, tuple[onnx_ir.Value, int]]:
+    """Dims that are a name which one input alone has, with that input and the axis."""
+    found = context.facts.get("named inputs")
+    if found is None:
+        places: dict[Size, list[tuple[onnx_ir.Value, int]]] = {}
+        facts = shape_facts(context)
+        for value in context.program.graph.inputs:
+            for axis, size in enumerate(facts.sizes(value) or ()):
+                if isinstance(size, Dim) and size.is_name and not is_opaque(size):
+                    places.setdefault(size, []).append((value, axis))
+        found = {size: where[0] for size, where in places.items() if len({v for v, _ in where}) == 1}
+        context.facts["named inputs"] = found
+    result: dict[Size, tuple[onnx_ir.Value, int]] = found
+    return result
 
 
 def _same_shape_input(value: onnx_ir.Value | None, facts: ShapeAnalysis) -> onnx_ir.Value | None:
