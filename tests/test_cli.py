@@ -503,6 +503,8 @@ def test_stopped_runs_leave_nothing_behind(tmp_path: Path, number: int, code: in
         [sys.executable, "-m", "opgraft.cli.main", str(DECODER), "-o", str(output), "-q"],
         env={**os.environ, "PYTHONSAFEPATH": "1"},
         stderr=subprocess.PIPE,
+        # A shell's background job ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     # The temporary folder is the sign that the work is under way.

@@ -279,6 +279,8 @@ def test_a_signal_during_a_run_leaves_nothing(number, code, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "opgraft.cli.main", "m.onnx"],
         cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")}, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 30
