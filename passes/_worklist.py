@@ -65,7 +65,8 @@ class _Worklist:
         self.names = names
         self.queue: deque[onnx_ir.Node] = deque(graph)
         self.queued: set[onnx_ir.Node] = set(self.queue)
-        self.budget = _MAX_REWRITES_PER_NODE * len(self.queue) + 100
+        # With the nodes of subgraphs, which a rewrite may move into this graph.
+        self.budget = _MAX_REWRITES_PER_NODE * sum(1 for _ in graph.all_nodes()) + 100
         self.everywhere = [p for p in passes if not p.anchors]
         self.index: dict[tuple[str, str], list[NodePass]] = {}
         for pass_ in passes:

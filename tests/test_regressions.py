@@ -113,6 +113,17 @@ _CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+def test_many_rewrites_in_a_branch_that_is_inlined(harness: Harness) -> None:
+    """They were counted against the nodes of the outer graph, of which there is one, and taken for an endless loop."""
+    chain = "".join(f"a{i} = Identity (n{i}) n{i + 1} = Neg (a{i}) " for i in range(150))
+    text = f"""<ir_version: 10, opset_import: ["" : 20]> f (float[N] x) => (float[N] y) <bool c = {{1}}>
+    {{ y = If (c) <then_branch = g () => (float[N] p) {{ n0 = Abs (x) {chain} p = Neg (n150) }},
+                   else_branch = h () => (float[N] q) {{ q = Abs (x) }}> }}"""
+    row = harness.examine(Case("long branch", "regression", parser.parse_model(text), [{"x": _numbers(3)}]), "as is")
+    assert row["outcome"] == "same bits", row["detail"]
+    assert row["firings"]["eliminate-double-negation"] > 0
+
+
 @pytest.mark.parametrize("name", _CASES)
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in the pipeline"])
 def test_regression(name: str, alone: bool, harness: Harness) -> None:
