@@ -63,7 +63,7 @@ class Case:
     pipelines: tuple[str, ...] = ("optimize",)
     """Run one after the other."""
     error_feeds: list[Feed] = field(default_factory=list)
-    """Further inputs, from which the original's own error is estimated."""
+    """Further inputs, as far as the model takes them, from which the original's own error is estimated."""
 
     def variant(self, number: int, salt: str = "") -> int:
         """A number below `number`, the same for the same test."""
