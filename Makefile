@@ -44,6 +44,7 @@ evidence-%: $(VENV)/.test
 
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/optimizer_speed.py
+	$(BIN)/python benchmarks/optimizer_speed.py --scaling
 	$(BIN)/python benchmarks/large_weights.py
 
 clean:

@@ -1,6 +1,7 @@
 """Wall time of optimizers as whole processes, imports included: ours (no verification, no measurement) and the peers.
 
     python benchmarks/optimizer_speed.py [--models FOLDER] [--pairs 15] [--only NAME ...] [--time-limit 200]
+    python benchmarks/optimizer_speed.py --scaling      ours alone, on chains of 1,000 to 100,000 nodes
 
 Expected before the first run: chain and Llama graphs at least three times faster than the fastest peer, because one
 worklist visits each node a few times and weights are never parsed; MiniLM and ViT-B faster, most of ours being imports.
@@ -20,8 +21,12 @@ import time
 from pathlib import Path
 
 import onnx
-from models import MODELS, model_path
 from opgraft.backends.measure import paired_ratio
+
+# PYTHONSAFEPATH, which the Makefile sets, leaves the script's own folder out.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from models import MODELS, chain, model_path
 
 TOOLS = {
     "opgraft": [
@@ -33,6 +38,9 @@ TOOLS = {
     "onnxscript": "import onnx, onnxscript.optimizer as q; onnx.save(q.optimize(onnx.load(i)), o)",
     "onnxoptimizer": "import onnx, onnxoptimizer; onnx.save(onnxoptimizer.optimize(onnx.load(i)), o)",
 }
+
+
+SCALING_NODES = (1_000, 3_000, 10_000, 30_000, 100_000)
 
 
 def command(tool: str, source: Path, output: Path) -> list[str]:
@@ -102,6 +110,22 @@ def measure(name: str, source: Path, folder: Path, pairs: int, limit_s: float) -
     return rows
 
 
+def measure_scaling(folder: Path, runs: int = 5) -> None:
+    """Time per node of ours, beyond what the process takes for a chain of 4 nodes (imports, mostly)."""
+    seconds: dict[int, float] = {}
+    for n_nodes in (4, *SCALING_NODES):
+        source = folder / f"chain-{n_nodes}.onnx"
+        folder.mkdir(parents=True, exist_ok=True)
+        chain(source, n_nodes)
+        samples = [run("opgraft", source, folder / "out-chain.onnx", 600.0) for _ in range(runs)]
+        seconds[n_nodes] = sorted(s for s in samples if s is not None)[len(samples) // 2]
+        per_node_us = (seconds[n_nodes] - seconds[4]) / n_nodes * 1e6
+        print(
+            f"  {n_nodes:7} nodes {seconds[n_nodes]:8.2f} s  {per_node_us:8.1f} us per node beyond the start",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("benchmarks/.models"))
@@ -109,7 +133,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(MODELS))
     parser.add_argument("--time-limit", type=float, default=200.0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--scaling", action="store_true")
     arguments = parser.parse_args()
+    if arguments.scaling:
+        measure_scaling(arguments.models)
+        return
     everything = []
     for name in arguments.only:
         source = model_path(arguments.models, name)

@@ -1,0 +1,70 @@
+"""Relate the dims on both sides of a change of radix: reshapes, and what contains one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opgraft.ir.axes.digits import Digit, digits_of
+from opgraft.ir.axes.graph import Kind, Part, Relation
+from opgraft.ir.axes.rule import NodeAxes
+
+
+def relate_view(n: NodeAxes, ins: Sequence[int], outs: Sequence[int]) -> None:
+    """`outs` hold the elements of `ins` in the same order."""
+    digits, ins_left, outs_left = digits_of(n.sizes(ins), n.sizes(outs))
+    for digit in digits:
+        source, target = ins[digit.source], outs[digit.target]
+        if digit.size == n.size(source) == n.size(target):
+            n.same(source, target)
+        else:
+            n.part(source, target, Part(digit.in_stride, digit.out_stride, digit.size))
+    _record_splits(n, ins, outs, digits)
+    _record_merges(n, ins, outs, digits)
+    for i in ins_left:
+        for o in outs_left:
+            n.scrambled(ins[i], outs[o])
+    related = {d.target for d in digits} | (set(outs_left) if ins_left else set())
+    for o, target in enumerate(outs):
+        if o not in related:
+            n.created(target, "a dim of size 1")
+
+
+def _record_splits(n: NodeAxes, ins: Sequence[int], outs: Sequence[int], digits: list[Digit]) -> None:
+    for i, source in enumerate(ins):
+        mine = [d for d in digits if d.source == i]
+        if len(mine) < 2 or any(d.size != n.size(outs[d.target]) for d in mine):
+            continue
+        targets = [outs[d.target] for d in mine]
+        n.digits.split(source, targets)
+        for composition in n.digits.compositions(source):
+            _restore(n, composition, targets)
+
+
+def _restore(n: NodeAxes, parts: Sequence[int], targets: Sequence[int]) -> None:
+    """The dims `parts`, which were merged before, against the `targets` that come out of the merged dim."""
+    digits, _, _ = digits_of(n.sizes(parts), n.sizes(targets))
+    for digit in digits:
+        part, target = parts[digit.source], targets[digit.target]
+        if digit.size == n.size(part) == n.size(target):
+            restore(n, part, target)
+        else:
+            n.part(part, target, Part(digit.in_stride, digit.out_stride, digit.size, through=True))
+    for position, part in enumerate(parts):
+        mine = [d for d in digits if d.source == position]
+        if len(mine) > 1 and all(d.size == n.size(targets[d.target]) for d in mine):
+            n.digits.split(part, [targets[d.target] for d in mine])
+    _record_merges(n, parts, targets, digits)
+
+
+def _record_merges(n: NodeAxes, ins: Sequence[int], outs: Sequence[int], digits: list[Digit]) -> None:
+    for o, target in enumerate(outs):
+        mine = [d for d in digits if d.target == o]
+        if len(mine) < 2 or any(d.size != n.size(ins[d.source]) for d in mine):
+            continue
+        for whole in n.digits.merge([ins[d.source] for d in mine], target):
+            n.graph.relate(Relation(Kind.RESTORED, whole, target, n.node))
+
+
+def restore(n: NodeAxes, source: int, target: int) -> None:
+    n.graph.relate(Relation(Kind.RESTORED, source, target, n.node))
+    n.digits.inherit(source, target)

@@ -1,0 +1,351 @@
+"""Roles for all dims: from attention sites, linear layers, convolutions, embeddings and routers, along the relations.
+
+Stronger evidence goes first, and a dim keeps the first role it gets: attention, experts, vocabulary, channels,
+sequences, spatial dims, and last the batch, which is what no operator mixes. Roles travel along relations that keep
+what a dim is (the same index, a slice, a window), both ways; views are composed from the roles of their parts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import onnx_ir
+from opgraft.ir.axes.graph import NOWHERE, AxisGraph, Direction, Kind, Relation
+from opgraft.ir.axes.origins import Origins
+from opgraft.ir.axes.roles import Role, Roles
+from opgraft.ir.program import is_op
+from opgraft.ir.sites.attention import AttentionSite
+from opgraft.ir.sites.masks import Mask
+
+_CARRIES = frozenset((Kind.SAME, Kind.RESTORED, Kind.SLICED, Kind.PLACED, Kind.WINDOW, Kind.MIXED))
+_TOKENS = frozenset((Role.TOKEN, Role.QUERY, Role.KEY))
+_CHANNELS = frozenset((Role.CHANNEL, Role.HEAD, Role.KV_HEAD, Role.HEAD_DIM))
+
+
+class RoleTable:
+    """The roles of every dim, and why one has none."""
+
+    def __init__(self, axes: AxisGraph, origins: Origins) -> None:
+        self.axes = axes
+        self.origins = origins
+        self.roles: list[Roles] = [()] * len(axes.axes)
+
+    def of(self, value: onnx_ir.Value) -> tuple[Roles, ...] | None:
+        """The roles of the dims of a computed value or input; None where its rank is unknown."""
+        numbers = self.axes.of(value)
+        return None if numbers is None else tuple(self.roles[n] for n in numbers)
+
+    def of_operand(self, node: onnx_ir.Node, position: int) -> tuple[Roles, ...] | None:
+        numbers = self.axes.operand(node, position)
+        return None if numbers is None else tuple(self.roles[n] for n in numbers)
+
+    def reason(self, number: int) -> str:
+        """Why the dim has no role."""
+        relations = self.axes.into[number]
+        for relation in relations:
+            if relation.kind is Kind.OPAQUE:
+                return f"opaque at {relation.node.name or relation.node.op_type}: {relation.detail}"
+        ends = {r.kind for r in self.axes.out_of[number]}
+        if Kind.SCRAMBLED in ends or any(r.kind is Kind.SCRAMBLED for r in relations):
+            return "regrouped with other dims in a way that is not followed"
+        if Kind.CREATED in {r.kind for r in relations}:
+            return "made by an operator and used by none that tells its role"
+        return "no operator that it reaches tells its role"
+
+
+def assign_roles(
+    graph: onnx_ir.Graph,
+    axes: AxisGraph,
+    origins: Origins,
+    attention: Iterable[AttentionSite],
+    masks: Iterable[Mask] = (),
+) -> RoleTable:
+    table = RoleTable(axes, origins)
+    sites = list(attention)
+    _spread(table, (item for site in sites for item in site.roles.items()))
+    _spread(table, _padding(axes, masks))
+    nodes = [node for node in graph if any(v not in axes.constant for v in node.outputs)]
+    _spread(table, _experts(nodes, axes, origins))
+    _spread(table, _vocabulary(nodes, axes))
+    _spread(table, _channels(nodes, axes))
+    _spread(table, _positions(axes))
+    _compose(table)
+    _spread(table, _batch(graph, table))
+    for _ in range(3):
+        if not _compose(table):
+            break
+    _spread(table, _units(table))
+    _name_tokens(table, sites)
+    return table
+
+
+def _spread(table: RoleTable, seeds: Iterable[tuple[int, Roles]]) -> int:
+    """Give the seeds their roles and carry them on, nearest first. Returns how many dims got a role."""
+    pending: deque[int] = deque()
+    n_new = 0
+    for number, roles in seeds:
+        if roles and not table.roles[number]:
+            table.roles[number] = roles
+            pending.append(number)
+            n_new += 1
+    while pending:
+        number = pending.popleft()
+        for other in _neighbours(table.axes, number):
+            if not table.roles[other]:
+                table.roles[other] = table.roles[number]
+                pending.append(other)
+                n_new += 1
+    return n_new
+
+
+def _neighbours(axes: AxisGraph, number: int) -> Iterator[int]:
+    for relation in axes.out_of[number]:
+        if relation.target != NOWHERE and _carries(axes, relation):
+            yield relation.target
+    for relation in axes.into[number]:
+        if relation.source != NOWHERE and _carries(axes, relation):
+            yield relation.source
+
+
+def _carries(axes: AxisGraph, relation: Relation) -> bool:
+    if relation.kind is Kind.GATHERED:
+        # Rows of a table are another thing than the places that ask for them.
+        source = axes.axes[relation.source]
+        return source.value not in axes.constant
+    return relation.kind in _CARRIES
+
+
+def _padding(axes: AxisGraph, masks: Iterable[Mask]) -> Iterator[tuple[int, Roles]]:
+    """`[B, Tk]`: inputs whose zeros were seen to hide keys, one sample's in that sample."""
+    for value in dict.fromkeys(v for mask in masks for v in mask.padding_inputs):
+        batch, keys = axes.of(value) or (NOWHERE, NOWHERE)
+        if batch != NOWHERE:
+            yield batch, (Role.BATCH,)
+            yield keys, (Role.KEY,)
+
+
+def _experts(nodes: list[onnx_ir.Node], axes: AxisGraph, origins: Origins) -> Iterator[tuple[int, Roles]]:
+    """A dim made by a linear layer, of which the largest few are taken."""
+    for node in nodes:
+        if not is_op(node, "TopK"):
+            continue
+        for number in axes.operand(node, 0) or ():
+            mixed = any(r.kind is Kind.MIXED and r.node is node for r in axes.out_of[number])
+            if mixed and origins.is_weight(number):
+                yield number, (Role.EXPERT,)
+
+
+def is_embedding(node: onnx_ir.Node, axes: AxisGraph) -> bool:
+    """Whether the node looks up rows of a constant table by numbers that depend on the inputs."""
+    if not is_op(node, "Gather") or node.inputs[0] not in axes.constant or node.inputs[1] in axes.constant:
+        return False
+    table = axes.operand(node, 0)
+    axis = node.attributes.get("axis")
+    return table is not None and len(table) >= 2 and (axis is None or axis.as_int() == 0)
+
+
+def _looked_up_by_input(node: onnx_ir.Node) -> bool:
+    """Whether the rows are asked for by numbers that the caller gives, as they are."""
+    value = node.inputs[1]
+    for _ in range(8):
+        producer = value.producer() if value is not None else None
+        if producer is None:
+            return value is not None and value.is_graph_input()
+        if not is_op(producer, "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"):
+            return False
+        value = producer.inputs[0]
+    return False
+
+
+def _vocabulary(nodes: list[onnx_ir.Node], axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
+    """Rows of the tables that token ids index, and scores over as many entries at the end of the model."""
+    sizes = set()
+    for node in nodes:
+        table = axes.operand(node, 0)
+        if table is not None and is_embedding(node, axes) and _looked_up_by_input(node):
+            yield table[0], (Role.VOCABULARY,)
+            sizes.add(axes.axes[table[0]].size)
+    for node in nodes:
+        if not is_op(node, "MatMul", "Gemm"):
+            continue
+        outs = axes.of(node.outputs[0])
+        if (
+            outs
+            and node.inputs[1] in axes.constant
+            and axes.axes[outs[-1]].size in sizes
+            and _ends_model(axes, outs[-1])
+        ):
+            yield outs[-1], (Role.VOCABULARY,)
+            for relation in axes.into[outs[-1]]:
+                yield relation.source, (Role.VOCABULARY,)
+
+
+def _ends_model(axes: AxisGraph, number: int) -> bool:
+    """Whether the dim reaches an output of the model and no further layer."""
+    pending, seen, ends = [number], {number}, False
+    while pending:
+        current = pending.pop()
+        ends = ends or axes.axes[current].value.is_graph_output()
+        for relation in axes.out_of[current]:
+            if relation.kind is Kind.CONTRACTED:
+                return False
+            if relation.target != NOWHERE and relation.target not in seen:
+                seen.add(relation.target)
+                pending.append(relation.target)
+    return ends
+
+
+def _channels(nodes: list[onnx_ir.Node], axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
+    """Dims that weights sum over and make, rows of looked-up tables, dims that normalizations scale."""
+    channel = (Role.CHANNEL,)
+    for node in nodes:
+        if is_embedding(node, axes):
+            yield from ((n, channel) for n in (axes.operand(node, 0) or range(0))[1:])
+        operands = [axes.operand(node, p) for p in range(len(node.inputs))]
+        for position, numbers in enumerate(operands):
+            constant = node.inputs[position] in axes.constant
+            for number in numbers or ():
+                for relation in axes.out_of[number]:
+                    if relation.node is not node or relation.kind is not Kind.CONTRACTED:
+                        continue
+                    if constant or axes.axes[relation.detail].value in axes.constant:
+                        yield number, channel
+                        if constant:
+                            yield from ((n, channel) for n in _made_by(axes, node, numbers or range(0)))
+        if is_op(node, "Conv", "ConvTranspose") and operands[0] is not None:
+            outs = axes.of(node.outputs[0]) or range(0)
+            yield from ((numbers[1], channel) for numbers in (operands[0], outs) if len(numbers) > 1)
+        if is_op(node, "LayerNormalization", "RMSNormalization"):
+            yield from ((n, channel) for n in operands[1] or ())
+        if is_op(node, "BatchNormalization", "InstanceNormalization", "GroupNormalization"):
+            yield from ((n, channel) for n in operands[1] or ())
+
+
+def _made_by(axes: AxisGraph, node: onnx_ir.Node, weight: range) -> Iterator[int]:
+    """Dims of a weight that become dims of the result, alone."""
+    for number in weight:
+        for relation in axes.out_of[number]:
+            if relation.kind is Kind.SAME and relation.node is node:
+                others = [r for r in axes.into[relation.target] if r.kind is Kind.SAME and r.source not in weight]
+                if not others:
+                    yield number
+
+
+def _positions(axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
+    """Dims along which windows slide or state is carried: of one dim a sequence, of more space."""
+    for node_relations in axes.out_of:
+        for relation in node_relations:
+            node = relation.node
+            if relation.kind is Kind.MIXED and (
+                relation.detail is not Direction.BOTH or _carries_state(axes, relation)
+            ):
+                yield relation.source, (Role.TOKEN,)
+            elif relation.target != NOWHERE and _slides(axes, relation):
+                data = axes.operand(node, 0) or range(0)
+                yield relation.source, (Role.TOKEN,) if len(data) == 3 else (Role.SPATIAL,)
+
+
+def _carries_state(axes: AxisGraph, relation: Relation) -> bool:
+    return is_op(relation.node, "LSTM", "GRU", "RNN") and relation.source in (
+        axes.operand(relation.node, 0) or range(0)
+    )
+
+
+_SLIDING = (
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "Resize",
+    "Upsample",
+    "GridSample",
+    "ConvInteger",
+)
+
+
+def _slides(axes: AxisGraph, relation: Relation) -> bool:
+    if not is_op(relation.node, *_SLIDING):
+        return False
+    return axes.axes[relation.source].index >= 2 and axes.axes[relation.source].use is None
+
+
+def _batch(graph: onnx_ir.Graph, table: RoleTable) -> Iterator[tuple[int, Roles]]:
+    """Dims of inputs that reach the outputs, or their end, without an operator that mixes along them."""
+    for value in graph.inputs:
+        for number in table.axes.of(value) or ():
+            if not table.roles[number] and _never_mixed(table.axes, number):
+                yield number, (Role.BATCH,)
+
+
+def _never_mixed(axes: AxisGraph, number: int) -> bool:
+    pending, seen = [number], {number}
+    while pending:
+        for relation in axes.out_of[pending.pop()]:
+            if relation.kind in _ENDS_BATCH or relation.node in axes.opaque:
+                return False
+            if relation.target != NOWHERE and relation.target not in seen:
+                seen.add(relation.target)
+                pending.append(relation.target)
+    return True
+
+
+_ENDS_BATCH = (Kind.CONTRACTED, Kind.MIXED, Kind.SCRAMBLED, Kind.WINDOW, Kind.REDUCED, Kind.GATHERED)
+
+
+def _compose(table: RoleTable) -> int:
+    """Roles of split and merged dims from those on the other side of the view."""
+    found = 0
+    for number in range(len(table.roles)):
+        if table.roles[number]:
+            continue
+        roles = _merged(table, number) or _split(table, number)
+        if roles:
+            found += _spread(table, [(number, roles)])
+    return found
+
+
+def _merged(table: RoleTable, number: int) -> Roles:
+    parts = table.axes.components(number)
+    if len(parts) < 2:
+        return ()
+    roles = [table.roles[p] for p in parts if table.axes.axes[p].size != 1]
+    if not all(roles):
+        return ()
+    return joined(r for part in roles for r in part)
+
+
+def joined(roles: Iterable[Role]) -> Roles:
+    """The roles of a merged dim: channels in pieces are channels, neighbours of one kind are one."""
+    flat = list(roles)
+    if flat and all(r in _CHANNELS for r in flat) and Role.HEAD_DIM in flat:
+        return (Role.CHANNEL,)
+    return tuple(r for i, r in enumerate(flat) if i == 0 or r is not flat[i - 1])
+
+
+def _split(table: RoleTable, number: int) -> Roles:
+    """A part of a dim with one role has that role: groups of channels, windows of a sequence."""
+    for relation in table.axes.into[number]:
+        if relation.kind is Kind.PART and not relation.detail.through and len(table.roles[relation.source]) == 1:
+            return table.roles[relation.source]
+    return ()
+
+
+def _units(table: RoleTable) -> Iterator[tuple[int, Roles]]:
+    for axis in table.axes.axes:
+        if axis.size == 1:
+            yield axis.number, (Role.UNIT,)
+
+
+def _name_tokens(table: RoleTable, sites: list[AttentionSite]) -> None:
+    """Queries and keys are told apart only at the sites and where both stand side by side."""
+    kept = {n for site in sites for n in site.roles}
+    groups = [numbers for _, numbers in table.axes.values()] + [numbers for *_, numbers in table.axes.uses()]
+    for numbers in groups:
+        here = {r for n in numbers for r in table.roles[n]}
+        if Role.QUERY in here and Role.KEY in here:
+            continue
+        for n in numbers:
+            if n not in kept and _TOKENS & set(table.roles[n]):
+                table.roles[n] = tuple(Role.TOKEN if r in _TOKENS else r for r in table.roles[n])

@@ -1,0 +1,377 @@
+"""Sites that are not attention: linear layers and their chains, norms, gated MLPs, embeddings, recurrences, routers.
+
+From dataflow on decomposed graphs as on raised ones. Constant operands make a product a layer; what stands between
+two products, along dims that keep their index, makes them a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir
+from opgraft.ir.axes.graph import AxisGraph, Direction, Kind
+from opgraft.ir.axes.roles import Role
+from opgraft.ir.program import constant_array, is_op
+from opgraft.ir.sites.assign_roles import RoleTable, is_embedding
+
+_NORMS = (
+    *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"),
+    *("InstanceNormalization", "BatchNormalization", "LpNormalization", "SkipLayerNormalization"),
+    "SkipSimplifiedLayerNormalization",
+)
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
+_RECURRENT = ("LSTM", "GRU", "RNN", "Scan", "Loop")
+_ELEMENTWISE_CHAIN = 24
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = x W (+ b)`: a product of an activation and a constant, over the channel."""
+
+    node: onnx_ir.Node
+    source: onnx_ir.Value
+    weight: onnx_ir.Value
+    output: onnx_ir.Value
+    """After the bias, if there is one."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Statistics along some dims, and the activation divided by their root."""
+
+    kind: str
+    """layer, rms, group, instance, batch or l2."""
+    source: onnx_ir.Value
+    output: onnx_ir.Value
+    nodes: tuple[onnx_ir.Node, ...]
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    """`down(act(gate(x)) * up(x))`."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    product: onnx_ir.Node
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """`second(act(first(x)))` without a product of branches."""
+
+    first: Linear
+    second: Linear
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Rows of a constant table, looked up by numbers that depend on the inputs."""
+
+    node: onnx_ir.Node
+    table: onnx_ir.Value
+    output: onnx_ir.Value
+
+
+@dataclass(frozen=True)
+class Residual:
+    """`y = x + f(x)`."""
+
+    node: onnx_ir.Node
+    stream: onnx_ir.Value
+    branch: onnx_ir.Value
+
+
+def find_linears(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[Linear]:
+    for node in nodes:
+        if not is_op(node, "MatMul", "Gemm", "Einsum") and node.op_type not in ("MatMulNBits", "FusedMatMul"):
+            continue
+        constant = [p for p in (0, 1) if p < len(node.inputs) and node.inputs[p] in axes.constant]
+        if len(constant) != 1:
+            continue
+        weight, source = node.inputs[constant[0]], node.inputs[1 - constant[0]]
+        if weight is not None and source is not None:
+            yield Linear(node, source, weight, _with_bias(node, axes))
+
+
+def _with_bias(node: onnx_ir.Node, axes: AxisGraph) -> onnx_ir.Value:
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) == 1 and is_op(uses[0].node, "Add") and uses[0].node.inputs[1 - uses[0].idx] in axes.constant:
+        return uses[0].node.outputs[0]
+    return output
+
+
+def find_norms(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[Norm]:
+    for node in nodes:
+        if node.op_type in _NORMS and node.inputs[0] is not None:
+            kind = node.op_type.removesuffix("Normalization").removeprefix("Skip").lower()
+            yield Norm({"simplifiedlayer": "rms", "lp": "l2"}.get(kind, kind), node.inputs[0], node.outputs[0], (node,))
+        elif is_op(node, "Sqrt", "Pow"):
+            found = _decomposed_norm(node, axes)
+            if found is not None:
+                yield found
+
+
+def _decomposed_norm(root: onnx_ir.Node, axes: AxisGraph) -> Norm | None:
+    """`d / sqrt(mean(d^2) + eps)`, with `d = x - mean(x)` (layer) or `d = x` (rms)."""
+    mean = _before(root.inputs[0], ("Add", "Clip", "Max", "Cast"), axes)
+    if mean is None or not is_op(mean, "ReduceMean", "ReduceSum") or mean.inputs[0] is None:
+        return None
+    square = mean.inputs[0].producer()
+    if square is None or not _is_square(square):
+        return None
+    deviation = square.inputs[0]
+    if deviation is None:
+        return None
+    centre = _before(deviation, ("Cast",), axes, through_first=False)
+    source = deviation
+    if is_op(centre, "Sub") and centre is not None and centre.inputs[0] is not None and centre.inputs[1] is not None:
+        subtracted = centre.inputs[1].producer()
+        if is_op(subtracted, "ReduceMean") and subtracted is not None and subtracted.inputs[0] is centre.inputs[0]:
+            source = centre.inputs[0]
+    for use in _divisions(root, deviation):
+        kind = "rms" if is_op(mean, "ReduceMean") else "l2"
+        return Norm("layer" if source is not deviation else kind, source, use.outputs[0], (square, mean, root, use))
+    return None
+
+
+def _before(
+    value: onnx_ir.Value | None, passed: tuple[str, ...], axes: AxisGraph, *, through_first: bool = True
+) -> onnx_ir.Node | None:
+    """The producer of a value, looking through operators that add or clip by a constant."""
+    for _ in range(4):
+        node = value.producer() if value is not None else None
+        if node is None or not is_op(node, *passed):
+            return node
+        value = next((v for v in node.inputs if v is not None and v not in axes.constant), None)
+        if not through_first and value is None:
+            return node
+    return None
+
+
+def _is_square(node: onnx_ir.Node) -> bool:
+    if is_op(node, "Mul"):
+        return node.inputs[0] is node.inputs[1]
+    exponent = constant_array(node.inputs[1], limit=1) if is_op(node, "Pow") else None
+    return exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2.0
+
+
+def _divisions(root: onnx_ir.Node, deviation: onnx_ir.Value) -> Iterator[onnx_ir.Node]:
+    """Where the deviation is divided by the root, or multiplied with its reciprocal."""
+    pending = [root.outputs[0]]
+    for _ in range(4):
+        following: list[onnx_ir.Value] = []
+        for value in pending:
+            for use in value.uses():
+                if is_op(use.node, "Div", "Mul") and deviation in use.node.inputs:
+                    yield use.node
+                elif is_op(use.node, "Reciprocal", "Cast", "Div", "Expand", "Max", "Clip", "Add"):
+                    following.append(use.node.outputs[0])
+        pending = following
+
+
+def find_embeddings(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[Embedding]:
+    for node in nodes:
+        if is_embedding(node, axes) and node.inputs[0] is not None:
+            yield Embedding(node, node.inputs[0], node.outputs[0])
+
+
+def find_mlps(linears: Iterable[Linear], axes: AxisGraph) -> Iterator[GatedMlp | Mlp]:
+    """Layers whose input is made of one earlier layer through a nonlinearity, or of two through a product."""
+    by_output: dict[onnx_ir.Value, Linear] = {}
+    linears = list(linears)
+    for linear in linears:
+        by_output[linear.node.outputs[0]] = linear
+    for linear in linears:
+        product = _product_before(linear.source, axes)
+        if product is not None:
+            sides = [_layers_before(v, by_output, axes) for v in product.inputs if v is not None]
+            if len(sides) == 2 and all(len(s) == 1 for s in sides):
+                (first,), (second,) = sides
+                gated = (
+                    _is_activated(product.inputs[0], first[0], axes),
+                    _is_activated(product.inputs[1], second[0], axes),
+                )
+                if gated[0] != gated[1]:
+                    gate, up = (first[0], second[0]) if gated[0] else (second[0], first[0])
+                    if gate is not up or first[1] != second[1]:
+                        yield GatedMlp(gate, up, linear, product)
+                        continue
+        before = _layers_before(linear.source, by_output, axes)
+        if len(before) == 1 and _is_activated(linear.source, before[0][0], axes):
+            yield Mlp(before[0][0], linear)
+
+
+def _product_before(value: onnx_ir.Value, axes: AxisGraph) -> onnx_ir.Node | None:
+    for _ in range(4):
+        node = value.producer()
+        if node is None:
+            return None
+        if is_op(node, "Mul") and not any(v in axes.constant for v in node.inputs):
+            return node
+        if not is_op(node, "Cast", "Reshape", "Identity", "Dropout", "Transpose"):
+            return None
+        if node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+_SPLITTING = ("Split", "Slice", "Gather")
+
+
+def _layers_before(
+    value: onnx_ir.Value, by_output: dict[onnx_ir.Value, Linear], axes: AxisGraph
+) -> list[tuple[Linear, str]]:
+    """The layers that a value is computed from elementwise, each with the part of its output that is taken."""
+    found: dict[tuple[int, str], tuple[Linear, str]] = {}
+    pending = [(value, "")]
+    seen = {value}
+    while pending and len(seen) < _ELEMENTWISE_CHAIN:
+        current, part = pending.pop()
+        linear = by_output.get(current)
+        if linear is not None:
+            found[id(linear), part] = (linear, part)
+            continue
+        node = current.producer()
+        if node is None or current in axes.constant:
+            continue
+        if not _is_pointwise(node, axes):
+            return []
+        if node.op_type in _SPLITTING:
+            part = f"{node.name}{current.index()}"
+        for position, before in enumerate(node.inputs):
+            if before is None or before in seen or before in axes.constant or not _gives_elements(axes, node, position):
+                continue
+            seen.add(before)
+            pending.append((before, part))
+    return list(found.values())
+
+
+def _gives_elements(axes: AxisGraph, node: onnx_ir.Node, position: int) -> bool:
+    """Whether elements of the operand come into the result; of a shape or an index they do not."""
+    return any(r.node is node for n in axes.operand(node, position) or () for r in axes.out_of[n])
+
+
+def _is_pointwise(node: onnx_ir.Node, axes: AxisGraph) -> bool:
+    """Whether every element of the result comes from the same element of each operand."""
+    if node in axes.opaque:
+        return False
+    for position in range(len(node.inputs)):
+        for number in axes.operand(node, position) or ():
+            for relation in axes.out_of[number]:
+                if relation.node is node and relation.kind not in (
+                    Kind.SAME,
+                    Kind.BROADCAST,
+                    Kind.SLICED,
+                    Kind.SELECTED,
+                    Kind.PART,
+                ):
+                    return False
+    return True
+
+
+_LINEAR_OPS = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Identity",
+    "Cast",
+    "Reshape",
+    "Transpose",
+    "Split",
+    "Slice",
+    "Dropout",
+    "Expand",
+)
+
+
+def _is_activated(value: onnx_ir.Value | None, linear: Linear, axes: AxisGraph) -> bool:
+    """Whether something between the layer and the value is not linear."""
+    pending = [value] if value is not None else []
+    seen = set(pending)
+    while pending and len(seen) < _ELEMENTWISE_CHAIN:
+        current = pending.pop()
+        if current is linear.node.outputs[0]:
+            continue
+        node = current.producer()
+        if node is None or current in axes.constant:
+            continue
+        computed = [v for v in node.inputs if v is not None and v not in axes.constant]
+        if not is_op(node, *_LINEAR_OPS, "Unsqueeze", "Squeeze", "Gather") or (
+            is_op(node, "Mul", "Div") and len(computed) > 1
+        ):
+            return True
+        for before in computed:
+            if before not in seen:
+                seen.add(before)
+                pending.append(before)
+    return False
+
+
+def find_residuals(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[Residual]:
+    """Sums of a value and something computed from it."""
+    ancestors = _Ancestors()
+    for node in nodes:
+        if not is_op(node, "Add", "Sum") or len(node.inputs) != 2:
+            continue
+        left, right = node.inputs
+        if left is None or right is None or left in axes.constant or right in axes.constant:
+            continue
+        if ancestors.reaches(right, left):
+            yield Residual(node, left, right)
+        elif ancestors.reaches(left, right):
+            yield Residual(node, right, left)
+
+
+class _Ancestors:
+    """Whether one value is computed from another, within the reach of a block."""
+
+    _MAX_NODES = 400
+
+    def reaches(self, value: onnx_ir.Value, wanted: onnx_ir.Value) -> bool:
+        pending, seen = [value], {value}
+        while pending and len(seen) < self._MAX_NODES:
+            node = pending.pop(0).producer()
+            for before in node.inputs if node is not None else ():
+                if before is wanted:
+                    return True
+                if before is not None and before not in seen and before.producer() is not None:
+                    seen.add(before)
+                    pending.append(before)
+        return False
+
+
+def find_convolutions(nodes: Iterable[onnx_ir.Node]) -> Iterator[onnx_ir.Node]:
+    return (node for node in nodes if node.op_type in _CONVOLUTIONS)
+
+
+def find_recurrences(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[onnx_ir.Node]:
+    """Operators that carry state along a dim: recurrent layers, scans, sums so far."""
+    for node in nodes:
+        if is_op(node, *_RECURRENT):
+            yield node
+        elif is_op(node, "CumSum", "CumProd") and node.inputs[0] not in axes.constant:
+            directed = any(
+                r.kind is Kind.MIXED and r.detail is not Direction.BOTH and r.node is node
+                for n in axes.operand(node, 0) or ()
+                for r in axes.out_of[n]
+            )
+            computed = (
+                node.inputs[0] is not None
+                and node.inputs[0].dtype is not None
+                and not node.inputs[0].dtype.is_integer()
+            )
+            if directed and computed:
+                yield node
+
+
+def find_routers(nodes: Iterable[onnx_ir.Node], roles: RoleTable) -> Iterator[onnx_ir.Node]:
+    """Where the few experts of each token are chosen."""
+    for node in nodes:
+        found = roles.of_operand(node, 0) if is_op(node, "TopK") else None
+        if found is not None and any(Role.EXPERT in r for r in found):
+            yield node

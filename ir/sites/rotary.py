@@ -1,0 +1,135 @@
+"""Rotary positions, recognised by what they do: a linear map of each head that keeps lengths and depends on the token.
+
+Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2. Half-split,
+interleaved and partial forms, with tables or computed angles, all pass the same test, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir
+from opgraft.ir.axes.graph import AxisGraph
+from opgraft.ir.axes.roles import Role
+from opgraft.ir.program import Program, is_op
+from opgraft.ir.sites.attention import AttentionSite
+from opgraft.ir.sites.probe import Bindings, ProbeError, evaluate_part, given_for, part_between, shape_under
+
+_MOVES = (
+    *("Add", "Sub", "Mul", "Div", "Neg", "Concat", "Slice", "Split", "Gather", "Transpose", "Reshape", "Squeeze"),
+    *("Unsqueeze", "Cast", "Expand", "Identity", "RotaryEmbedding", "Where", "ScatterND", "Flatten", "Tile"),
+)
+_MAX_VALUES = 240
+# Sums of products of float32 numbers near 1 over a head dim: relative errors of a few units in the last place.
+_TOLERANCE = 1e-4
+
+
+def find_rotary(
+    program: Program, axes: AxisGraph, sites: Iterable[AttentionSite], bindings: Bindings
+) -> list[bool | None]:
+    """For each site, in order, whether its queries are turned by their position; None where it could not be tried."""
+    return [_is_rotary(program, axes, site, bindings) for site in sites]
+
+
+def _is_rotary(program: Program, axes: AxisGraph, site: AttentionSite, bindings: Bindings) -> bool | None:
+    if is_op(site.scores, "Attention"):
+        return is_op(site.query.producer(), "RotaryEmbedding")
+    start = _unturned(site.query, axes)
+    numbers = axes.of(site.query)
+    if start is None or numbers is None:
+        return None
+    if start is site.query:
+        return False
+    roles = [site.roles.get(n, ()) for n in numbers]
+    tokens = [i for i, r in enumerate(roles) if Role.QUERY in r]
+    width = [i for i, r in enumerate(roles) if r == (Role.HEAD_DIM,)]
+    if len(tokens) != 1 or len(width) != 1:
+        return None
+    try:
+        return _turns(program, axes, site.query, start, tokens[0], width[0], bindings)
+    except ProbeError:
+        return None
+
+
+def _unturned(query: onnx_ir.Value, axes: AxisGraph) -> onnx_ir.Value | None:
+    """The last value before the query that is computed by something that does not just move, scale and add."""
+    starts: dict[onnx_ir.Value, None] = {}
+    pending, seen = [query], {query}
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value in axes.constant or node is None:
+            continue
+        if not is_op(node, *_MOVES):
+            if _is_activation(value, node):
+                starts[value] = None
+            continue
+        for before in node.inputs:
+            if before is not None and before not in seen and before not in axes.constant:
+                seen.add(before)
+                pending.append(before)
+        if len(seen) > _MAX_VALUES:
+            return None
+    return next(iter(starts)) if len(starts) == 1 else None
+
+
+def _is_activation(value: onnx_ir.Value, node: onnx_ir.Node) -> bool:
+    """Layers and norms make what is turned; sines, cosines and counting make the angles."""
+    integer = value.dtype is not None and value.dtype.is_integer()
+    return not integer and not is_op(node, "Cos", "Sin", "Range", "ConstantOfShape", "Shape", "Size")
+
+
+def _turns(
+    program: Program,
+    axes: AxisGraph,
+    query: onnx_ir.Value,
+    start: onnx_ir.Value,
+    tokens: int,
+    width: int,
+    bindings: Mapping[str, int],
+) -> bool:
+    _, inputs = part_between([query], {start})
+    given = {v: counted(given_for(axes, v, bindings)) for v in inputs if v is not start}
+    shape = shape_under(axes, start, bindings)
+    rng = np.random.default_rng(0)
+    samples = [rng.standard_normal(shape).astype(np.float32) for _ in range(2)]
+    results = [
+        evaluate_part(program, [query], {**given, start: x})[0].astype(np.float64) for x in (*samples, sum(samples))
+    ]
+    zero = evaluate_part(program, [query], {**given, start: np.zeros(shape, np.float32)})[0].astype(np.float64)
+    scale = float(np.abs(results[2]).max())
+    if scale == 0 or np.abs(zero).max() > _TOLERANCE * scale:
+        return False
+    if np.abs(results[0] + results[1] - results[2]).max() > _TOLERANCE * scale:
+        return False
+    return _keeps_lengths(program, given, query, start, shape, tokens, width)
+
+
+def counted(array: np.ndarray) -> np.ndarray:
+    """Integer inputs as positions: counted along the last dim."""
+    if array.dtype.kind != "i" or array.ndim < 2:
+        return array
+    return np.broadcast_to(np.arange(array.shape[-1], dtype=array.dtype), array.shape)
+
+
+def _keeps_lengths(
+    program: Program,
+    given: Mapping[onnx_ir.Value, np.ndarray],
+    query: onnx_ir.Value,
+    start: onnx_ir.Value,
+    shape: list[int],
+    tokens: int,
+    width: int,
+) -> bool:
+    """The same vector at every position comes out equally long everywhere, and not the same everywhere."""
+    ones = np.ones(shape, np.float32)
+    (array,) = evaluate_part(program, [query], {**given, start: ones})
+    vectors = np.moveaxis(array.astype(np.float64), (tokens, width), (0, -1))
+    vectors = vectors.reshape(vectors.shape[0], -1, vectors.shape[-1])
+    lengths = np.linalg.norm(vectors, axis=-1)
+    if vectors.shape[0] < 2 or lengths.max() == 0:
+        return False
+    even = bool(np.ptp(lengths) <= _TOLERANCE * lengths.max())
+    moved = bool(np.abs(vectors - vectors[:1]).max() > _TOLERANCE * lengths.max())
+    return even and moved
