@@ -34,7 +34,7 @@ from opgraft.ir.integer_elements import (
     sign,
 )
 from opgraft.ir.integer_views import reshape, squeeze, transpose, unsqueeze
-from opgraft.ir.program import DEFAULT_DOMAINS
+from opgraft.ir.program import DEFAULT_DOMAINS, constant_array
 
 Result: TypeAlias = "Integers | Sequence[Integers | None] | None"
 Rule: TypeAlias = Callable[[Operands], Result]
@@ -129,12 +129,35 @@ def _where(operands: Operands) -> Result:
 
 def _cast(operands: Operands) -> Result:
     content, target = operands.content(0), onnx_ir.DataType(operands.int_attribute("to", 0))
-    if content is None or target not in RANGES:
+    if target not in RANGES:
         return None
+    if content is None:
+        return _cast_constant(operands.node.inputs[0], target)
     if target != BOOL or content.dtype == BOOL:
         return Integers(content.elements, target)
     elements = _map(_known(as_truth), [content.elements])
     return None if elements is None else Integers(elements, BOOL)
+
+
+def _cast_like(operands: Operands) -> Result:
+    like = operands.content(1)
+    if like is None:
+        return None
+    content = operands.content(0)
+    if content is None:
+        return _cast_constant(operands.node.inputs[0], like.dtype)
+    return Integers(content.elements, like.dtype) if like.dtype != BOOL else None
+
+
+def _cast_constant(value: onnx_ir.Value | None, target: onnx_ir.DataType) -> Result:
+    """Whole numbers that an exporter wrote as floats: the bounds of a range."""
+    array = constant_array(value, limit=MAX_ELEMENTS)
+    if array is None or array.dtype.kind != "f" or target == BOOL:
+        return None
+    low, high = RANGES[target]
+    if not all(float(e).is_integer() and low <= float(e) <= high for e in array.reshape(-1).tolist()):
+        return None
+    return Integers(object_array([int(e) for e in array.reshape(-1).tolist()], array.shape), target)
 
 
 def _shape(operands: Operands) -> Result:
@@ -307,7 +330,7 @@ def _reduction(function: Callable[[Size, Size], Element], start: int | None) -> 
         n_columns = content.elements.size // n_rows if n_rows else 0
         rows = content.elements.transpose([*kept, *sorted(reduced)]).reshape(n_rows, n_columns)
         results = [combine(row) for row in rows.tolist()]
-        keep = operands.int_attribute("keepdims", 1)
+        keep = operands.int_attribute("keepdims", 1) == 1
         shape = [1 if i in reduced else lengths[i] for i in range(rank) if keep or i not in reduced]
         return Integers(object_array(results, shape), content.dtype)
 
@@ -318,6 +341,7 @@ _RULES: dict[str, Rule] = {
     "Shape": _shape,
     "Size": _size,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Identity": lambda operands: operands.content(0),
     "Gather": _gather,
     "Concat": _concat,

@@ -22,6 +22,7 @@ from opgraft.ir.element_types import infer_types
 from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Sizes, integers_of, unknown_integers
 from opgraft.ir.integer_rules import follow
 from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, nested_graphs
+from opgraft.ir.sequence_part import SequencePart, sequence_part
 from opgraft.ir.shape_rule import ShapeOperands, Unknowns, is_opaque
 from opgraft.ir.shape_rules import SHAPE_RULES, infer
 
@@ -143,8 +144,11 @@ class ShapeAnalysis:
         types: list[onnx_ir.DataType | None] = [None] * len(outputs)
         shapes: list[Sizes | None] = [None] * len(outputs)
         contents: list[Integers | None] = [None] * len(outputs)
+        part = sequence_part(node) if is_op(node, "SequenceAt") else None
         if is_op(node, "If"):
             shapes, types = self._join_branches(node)
+        elif part is not None:
+            shapes, types = [_part_sizes(part, self._sizes[part.source])], [self._types.get(part.source)]
         elif node.op_type in SHAPE_RULES and node.domain in DEFAULT_DOMAINS and not _refers(node):
             inputs = list(node.inputs)
             types = infer_types(node, [None if v is None else self._types.get(v, v.dtype) for v in inputs])
@@ -220,6 +224,20 @@ def _sources(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
     if is_op(node, "If"):
         for branch in direct_subgraphs(node):
             yield from branch.outputs
+    elif is_op(node, "SequenceAt"):
+        part = sequence_part(node)
+        if part is not None:
+            yield part.source
+
+
+def _part_sizes(part: SequencePart, sizes: Sizes | None) -> Sizes | None:
+    if sizes is None or not -len(sizes) <= part.axis < len(sizes):
+        return None
+    axis = part.axis % len(sizes)
+    whole = sizes[axis]
+    if not isinstance(whole, int):
+        return None
+    return (*sizes[:axis], max(0, min(part.size, whole - part.start)), *sizes[axis + 1 :])
 
 
 def _refers(node: onnx_ir.Node) -> bool:

@@ -40,7 +40,7 @@ class _Analysis:
     def __init__(self, program: Program, facts: ShapeAnalysis) -> None:
         self.program = program
         self.facts = facts
-        self.graph = AxisGraph()
+        self.graph = AxisGraph(facts)
         self._n_unknown = 0
 
     def run(self) -> AxisGraph:
@@ -110,4 +110,6 @@ class _Analysis:
 def _is_constant(node: onnx_ir.Node, constant: set[onnx_ir.Value]) -> bool:
     if any(True for _ in direct_subgraphs(node)) or node.op_type.startswith("Random"):
         return False
-    return all(value is None or value in constant for value in node.inputs)
+    # CastLike takes but the type of its second operand.
+    operands = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    return all(value is None or value in constant for value in operands)

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir
 from opgraft.ir.axes.digits import Digits
 from opgraft.ir.dims import Size
+from opgraft.ir.shapes import ShapeAnalysis
 
 NOWHERE = -1
 """The source of a created dim, the target of one that ends."""
@@ -113,7 +114,8 @@ class Axis:
 class AxisGraph:
     """Dims by number, and the relations into and out of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, facts: ShapeAnalysis) -> None:
+        self.facts = facts
         self.digits = Digits()
         self.axes: list[Axis] = []
         self.into: list[list[Relation]] = []
@@ -181,8 +183,8 @@ class AxisGraph:
                 return True
             if relations and all(r.kind in (Kind.BROADCAST, Kind.CREATED) for r in relations):
                 return all(r.kind is Kind.BROADCAST or r.detail == STRETCHED for r in relations)
-            for relation in relations:
-                if relation.kind is Kind.SAME and relation.source not in seen:
+            for relation in [r for r in relations if r.kind is Kind.RESTORED] or relations:
+                if relation.kind in (Kind.SAME, Kind.RESTORED) and relation.source not in seen:
                     seen.add(relation.source)
                     pending.append(relation.source)
         return False

@@ -137,6 +137,9 @@ class NodeAxes:
     def opaque(self, reason: str) -> None:
         """The rule cannot say more: everything may reach everything."""
         self.graph.opaque[self.node] = reason
+        for position in range(len(self.node.inputs)):
+            for source in self.operand(position) or ():
+                self._relate(Kind.OPAQUE, source, NOWHERE, reason)
         for index in range(len(self.node.outputs)):
             for target in self.output(index) or ():
                 self._relate(Kind.OPAQUE, NOWHERE, target, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opgraft.ir.axes.rule import AxisRule, NodeAxes
 from opgraft.ir.program import constant_array, is_op
+from opgraft.ir.sequence_part import sequence_part
 
 _UNKNOWN = "the shape is not known"
 
@@ -21,8 +22,9 @@ def _gather(n: NodeAxes) -> None:
     if len(indices) == 0:
         n.selected(data[axis], known[0] if known else None)
         return
-    for target in outs[axis : axis + len(indices)]:
-        n.gathered(data[axis], target, known if len(indices) == 1 else None)
+    for index, target in zip(indices, outs[axis : axis + len(indices)], strict=True):
+        if len(indices) == 1 or not n.graph.is_stretched(index):
+            n.gathered(data[axis], target, known if len(indices) == 1 else None)
 
 
 def _gather_elements(n: NodeAxes) -> None:
@@ -168,6 +170,27 @@ def _opaque(n: NodeAxes) -> None:
     n.opaque("which elements come out depends on the numbers")
 
 
+def _sequence_at(n: NodeAxes) -> None:
+    part, outs = sequence_part(n.node), n.output()
+    ins = n.graph.of(part.source) if part is not None else None
+    if part is None or ins is None or outs is None:
+        n.opaque("an element of a sequence")
+        return
+    axis = part.axis % len(ins)
+    for index, (source, target) in enumerate(zip(ins, outs, strict=True)):
+        if index == axis:
+            n.sliced(source, target, part.start, 1)
+        else:
+            n.same(source, target)
+
+
+def _sequence(n: NodeAxes) -> None:
+    """Sequences have no dims; what is taken from a split one says where it comes from."""
+    used = [use.node for value in n.node.outputs for use in value.uses()]
+    if not used or any(not is_op(node, "SequenceAt") or sequence_part(node) is None for node in used):
+        n.opaque("a sequence")
+
+
 INDEX_AXIS_RULES: dict[str, AxisRule] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
@@ -178,6 +201,8 @@ INDEX_AXIS_RULES: dict[str, AxisRule] = {
     "TensorScatter": _tensor_scatter,
     "TopK": _top_k,
     "OneHot": _one_hot,
+    "SequenceAt": _sequence_at,
+    "SplitToSequence": _sequence,
     **dict.fromkeys(("Range", "ConstantOfShape", "Shape", "Size", "Constant", "EyeLike"), _created),
     **dict.fromkeys(("RandomNormal", "RandomUniform", "HannWindow", "HammingWindow", "BlackmanWindow"), _created),
     **dict.fromkeys(("NonZero", "Compress", "Unique", "NonMaxSuppression"), _opaque),

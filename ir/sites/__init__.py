@@ -7,7 +7,7 @@ found.roles.of(value)                             # what each dim is for
 
 from __future__ import annotations
 
-from opgraft.ir.sites.attention import AttentionSite
+from opgraft.ir.sites.attention_site import AttentionSite
 from opgraft.ir.sites.find_sites import Sites, find_sites
 from opgraft.ir.sites.masks import Mask, MaskClass
 

@@ -15,7 +15,7 @@ from opgraft.ir.axes.graph import NOWHERE, AxisGraph, Direction, Kind, Relation
 from opgraft.ir.axes.origins import Origins
 from opgraft.ir.axes.roles import Role, Roles
 from opgraft.ir.program import is_op
-from opgraft.ir.sites.attention import AttentionSite
+from opgraft.ir.sites.attention_site import AttentionSite
 from opgraft.ir.sites.masks import Mask
 
 _CARRIES = frozenset((Kind.SAME, Kind.RESTORED, Kind.SLICED, Kind.PLACED, Kind.WINDOW, Kind.MIXED))
@@ -110,9 +110,10 @@ def _neighbours(axes: AxisGraph, number: int) -> Iterator[int]:
 
 def _carries(axes: AxisGraph, relation: Relation) -> bool:
     if relation.kind is Kind.GATHERED:
-        # Rows of a table are another thing than the places that ask for them.
-        source = axes.axes[relation.source]
-        return source.value not in axes.constant
+        # Rows of a table are another thing than the places that ask for them; and an index that varies along several
+        # dims makes none of them the dim that it indexes.
+        places = [r for r in axes.out_of[relation.source] if r.kind is Kind.GATHERED and r.node is relation.node]
+        return len(places) == 1 and axes.axes[relation.source].value not in axes.constant
     return relation.kind in _CARRIES
 
 
@@ -159,41 +160,28 @@ def _looked_up_by_input(node: onnx_ir.Node) -> bool:
 
 
 def _vocabulary(nodes: list[onnx_ir.Node], axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
-    """Rows of the tables that token ids index, and scores over as many entries at the end of the model."""
-    sizes = set()
+    """Rows of the tables that token ids index, and the scores that a product with the same table makes."""
+    tables = set()
     for node in nodes:
         table = axes.operand(node, 0)
         if table is not None and is_embedding(node, axes) and _looked_up_by_input(node):
             yield table[0], (Role.VOCABULARY,)
-            sizes.add(axes.axes[table[0]].size)
+            tables.add(_stored(node.inputs[0]))
     for node in nodes:
-        if not is_op(node, "MatMul", "Gemm"):
-            continue
         outs = axes.of(node.outputs[0])
-        if (
-            outs
-            and node.inputs[1] in axes.constant
-            and axes.axes[outs[-1]].size in sizes
-            and _ends_model(axes, outs[-1])
-        ):
+        if is_op(node, "MatMul", "Gemm") and outs and _stored(node.inputs[1]) in tables:
             yield outs[-1], (Role.VOCABULARY,)
-            for relation in axes.into[outs[-1]]:
-                yield relation.source, (Role.VOCABULARY,)
+            yield from ((r.source, (Role.VOCABULARY,)) for r in axes.into[outs[-1]])
 
 
-def _ends_model(axes: AxisGraph, number: int) -> bool:
-    """Whether the dim reaches an output of the model and no further layer."""
-    pending, seen, ends = [number], {number}, False
-    while pending:
-        current = pending.pop()
-        ends = ends or axes.axes[current].value.is_graph_output()
-        for relation in axes.out_of[current]:
-            if relation.kind is Kind.CONTRACTED:
-                return False
-            if relation.target != NOWHERE and relation.target not in seen:
-                seen.add(relation.target)
-                pending.append(relation.target)
-    return ends
+def _stored(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
+    """The initializer that a constant is a view of."""
+    for _ in range(4):
+        node = value.producer() if value is not None else None
+        if node is None or not is_op(node, "Transpose", "Reshape", "Identity", "Cast"):
+            break
+        value = node.inputs[0]
+    return value
 
 
 def _channels(nodes: list[onnx_ir.Node], axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
@@ -283,7 +271,7 @@ def _never_mixed(axes: AxisGraph, number: int) -> bool:
     pending, seen = [number], {number}
     while pending:
         for relation in axes.out_of[pending.pop()]:
-            if relation.kind in _ENDS_BATCH or relation.node in axes.opaque:
+            if relation.kind in _ENDS_BATCH:
                 return False
             if relation.target != NOWHERE and relation.target not in seen:
                 seen.add(relation.target)
@@ -291,7 +279,7 @@ def _never_mixed(axes: AxisGraph, number: int) -> bool:
     return True
 
 
-_ENDS_BATCH = (Kind.CONTRACTED, Kind.MIXED, Kind.SCRAMBLED, Kind.WINDOW, Kind.REDUCED, Kind.GATHERED)
+_ENDS_BATCH = (Kind.CONTRACTED, Kind.MIXED, Kind.SCRAMBLED, Kind.WINDOW, Kind.REDUCED, Kind.GATHERED, Kind.OPAQUE)
 
 
 def _compose(table: RoleTable) -> int:
@@ -326,8 +314,11 @@ def joined(roles: Iterable[Role]) -> Roles:
 
 def _split(table: RoleTable, number: int) -> Roles:
     """A part of a dim with one role has that role: groups of channels, windows of a sequence."""
+    size = table.axes.axes[number].size
     for relation in table.axes.into[number]:
-        if relation.kind is Kind.PART and not relation.detail.through and len(table.roles[relation.source]) == 1:
+        if relation.kind is not Kind.PART or relation.detail.through or relation.detail.size != size:
+            continue
+        if len(table.roles[relation.source]) == 1:
             return table.roles[relation.source]
     return ()
 

@@ -8,14 +8,16 @@ meets on the way from the score product are scale, masks and biases.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir
 from opgraft.ir.axes.graph import AxisGraph, Kind
 from opgraft.ir.axes.origins import Origins
 from opgraft.ir.axes.roles import Role, Roles
-from opgraft.ir.dims import Size, multiply_all
 from opgraft.ir.program import constant_array, is_op
+from opgraft.ir.sites.attention_operator import WHOLE_OPERATORS, site_of_operator
+from opgraft.ir.sites.attention_site import Addend, AttentionSite, Refusal
+from opgraft.ir.sites.score_dims import ScoreDims
 
 _MAX_STEPS = 48
 _KEEPS_INDEX = (Kind.SAME, Kind.PLACED, Kind.SLICED)
@@ -26,56 +28,11 @@ _TRANSPARENT = (
 )
 
 
-@dataclass(frozen=True)
-class Addend:
-    """What is added to the scores, or decides which are replaced."""
-
-    value: onnx_ir.Value
-    node: onnx_ir.Node
-    """Add, Sub or Where, or the attention operator itself."""
-    query_axis: int
-    key_axis: int
-    """Positions of both token dims in the node's scores."""
-    keeps_where: bool | None = None
-    """For a condition: which of its values keeps the score."""
-
-
-@dataclass(frozen=True)
-class AttentionSite:
-    """One attention: three operands, its scores on the way through the softmax, and what its dims are."""
-
-    scores: onnx_ir.Node
-    softmax: onnx_ir.Node
-    context: onnx_ir.Node
-    query: onnx_ir.Value
-    key: onnx_ir.Value
-    value: onnx_ir.Value
-    output: onnx_ir.Value
-    heads: Size
-    kv_heads: Size
-    head_dim: Size
-    scale: float | None
-    """What query x key is multiplied with in all; None where it is no constant."""
-    addends: tuple[Addend, ...]
-    is_channel: bool
-    """Whether tokens are summed over in the scores, so that channels attend to channels."""
-    is_cross: bool
-    """Whether queries and keys come from different dims of the inputs."""
-    has_constant_query: bool
-    softmax_positions: tuple[int, int] | None
-    """Positions of the query and the key dim at the softmax; None where the query dim is merged with others there."""
-    value_key: int
-    """Number of the key dim of the values."""
-    output_query: int | None
-    """Position of the query dim in the output."""
-    roles: dict[int, Roles] = field(hash=False)
-    """Of the dims of all values named here and of the scores, by number."""
-
-
 @dataclass
 class _Scores:
     """The score product as found from the softmax."""
 
+    axes: AxisGraph
     node: onnx_ir.Node
     key_axis: int
     """Number of the key dim in the product's output."""
@@ -84,16 +41,21 @@ class _Scores:
     """Nodes from the softmax up to the product, each with the value by which it was left."""
 
 
-def find_attention(graph: onnx_ir.Graph, axes: AxisGraph, origins: Origins) -> Iterator[AttentionSite]:
-    """All attentions of one graph level, in order."""
+def find_attention(graph: onnx_ir.Graph, axes: AxisGraph, origins: Origins) -> Iterator[AttentionSite | Refusal]:
+    """All attentions of one graph level, in order, and what might be one but cannot be claimed."""
     for node in graph:
-        if is_op(node, "Softmax") and node.outputs[0] not in axes.constant:
+        if node.outputs and node.outputs[0] in axes.constant:
+            continue
+        found: AttentionSite | Refusal | None = None
+        if is_op(node, "Softmax"):
             found = _site_of(node, axes, origins)
-            if found is not None:
-                yield found
+        elif node.op_type in WHOLE_OPERATORS:
+            found = site_of_operator(node, axes, origins)
+        if found is not None:
+            yield found
 
 
-def _site_of(softmax: onnx_ir.Node, axes: AxisGraph, origins: Origins) -> AttentionSite | None:
+def _site_of(softmax: onnx_ir.Node, axes: AxisGraph, origins: Origins) -> AttentionSite | Refusal | None:
     ins, outs = axes.operand(softmax, 0), axes.of(softmax.outputs[0])
     source = softmax.inputs[0]
     if ins is None or outs is None or source is None:
@@ -122,7 +84,7 @@ def _find_scores(axes: AxisGraph, start: onnx_ir.Value, axis: int) -> _Scores | 
             continue
         position = _operand_with(axes, node, number)
         if position is not None and _contracts(axes, node) and not _is_constant(axes, node, position):
-            found = _Scores(node, number, position, path)
+            found = _Scores(axes, node, number, position, path)
             if not any(_is_constant(axes, node, p) for p in _contracting_operands(axes, node)):
                 return found
             fallback = fallback or found
@@ -186,7 +148,7 @@ def _describe(
     values_key: int,
     axes: AxisGraph,
     origins: Origins,
-) -> AttentionSite | None:
+) -> AttentionSite | Refusal | None:
     node = scores.node
     operands = _contracting_operands(axes, node)
     if len(operands) != 2 or scores.key_position not in operands:
@@ -198,7 +160,10 @@ def _describe(
     dims = ScoreDims(axes, origins, node, query_position, scores.key_position, scores.key_axis)
     if dims.query_axis is None:
         return None
-    track = _track(scores, axes, dims.query_axis)
+    opaque = dims.opaque()
+    if opaque is not None:
+        return Refusal(softmax, f"where dim {axes.axes[opaque]} comes from is not known")
+    track = _track(scores, dims.query_axis)
     roles = dims.roles()
     _add_value_roles(axes, context, weights_key, values_key, roles, dims)
     return AttentionSite(
@@ -213,123 +178,16 @@ def _describe(
         kv_heads=dims.kv_heads,
         head_dim=dims.head_dim,
         scale=_scale_of(scores, query, key, axes),
-        addends=tuple(_addends(track)),
+        addends=tuple(_addends(track, axes)),
         is_channel=dims.is_channel,
         is_cross=dims.is_cross,
         has_constant_query=query in axes.constant,
-        softmax_positions=track[-1][2:] if len(track) == len(scores.path) + 1 else None,
+        is_causal=False,
+        softmax_positions=_softmax_positions(scores, track),
         value_key=values_key,
         output_query=_output_query(axes, context, weights_key),
         roles=roles,
     )
-
-
-class ScoreDims:
-    """The dims of a score product: `[batch and heads ..., queries, keys]`, in whatever order."""
-
-    def __init__(
-        self, axes: AxisGraph, origins: Origins, node: onnx_ir.Node, query: int, key: int, key_axis: int
-    ) -> None:
-        self._axes = axes
-        self._origins = origins
-        self.query = axes.operand(node, query) or range(0)
-        self.key = axes.operand(node, key) or range(0)
-        self.outs = axes.of(node.outputs[0]) or range(0)
-        self.key_axis = key_axis
-        self.shared = [n for n in self.outs if self._from(n, self.query) and self._from(n, self.key)]
-        free = [n for n in self.outs if self._from(n, self.query) and n not in self.shared]
-        # Groups of queries that share keys may be a dim of their own; the tokens are those counted in an input.
-        self.groups = [n for n in free if origins.is_weight(n)] if len(free) > 1 else []
-        tokens = [n for n in free if n not in self.groups]
-        self.query_axis = tokens[-1] if tokens else (free[-1] if free else None)
-        self.contracted_query = [n for n in self.query if self._ends(n, node)]
-        self.contracted_key = [n for n in self.key if self._ends(n, node)]
-
-    def _from(self, number: int, operand: range) -> bool:
-        return any(r.source in operand and r.kind in (Kind.SAME, Kind.BROADCAST) for r in self._axes.into[number])
-
-    def _ends(self, number: int, node: onnx_ir.Node) -> bool:
-        return any(r.kind is Kind.CONTRACTED and r.node is node for r in self._axes.out_of[number])
-
-    @property
-    def is_channel(self) -> bool:
-        return any(self._origins.is_input(n) for n in self.contracted_key)
-
-    @property
-    def is_cross(self) -> bool:
-        if self.query_axis is None or self.is_channel:
-            return False
-        return self._origins.roots[self.query_axis] != self._origins.roots[self.key_axis]
-
-    @property
-    def head_dim(self) -> Size:
-        return multiply_all(self._axes.axes[n].size for n in self.contracted_key)
-
-    @property
-    def heads(self) -> Size:
-        """Heads of the queries: shared dims made by weights, and groups of queries."""
-        digits = [d for n in self.shared for d in self._head_digits(self._source(n, self.query))]
-        digits += self.groups
-        if self.query_axis is not None:
-            parts = self._axes.components(self.query_axis)
-            digits += [d for d in parts if len(parts) > 1 and self._origins.is_weight(d)]
-        return multiply_all(self._axes.axes[d].size for d in digits)
-
-    @property
-    def kv_heads(self) -> Size:
-        digits = [d for n in self.shared for d in self._head_digits(self._source(n, self.key))]
-        return multiply_all(self._axes.axes[d].size for d in digits if not self._axes.is_stretched(d))
-
-    def _source(self, number: int, operand: range) -> int:
-        return next(r.source for r in self._axes.into[number] if r.source in operand)
-
-    def _head_digits(self, number: int) -> list[int]:
-        """The parts of a shared dim that are heads, not samples."""
-        return [d for d in self._axes.components(number) if not self._origins.is_input(d)]
-
-    def roles(self) -> dict[int, Roles]:
-        """Of the dims of both operands and of the product."""
-        tokens = (Role.CHANNEL, Role.CHANNEL) if self.is_channel else (Role.QUERY, Role.KEY)
-        ended = Role.TOKEN if self.is_channel else Role.HEAD_DIM
-        found: dict[int, Roles] = {}
-        for numbers, role, head in ((self.query, tokens[0], Role.HEAD), (self.key, tokens[1], Role.KV_HEAD)):
-            for n in numbers:
-                found[n] = (role,)
-            for n in self.contracted_query + self.contracted_key:
-                found[n] = (ended,)
-            for shared in self.shared:
-                self.add_shared(self._source(shared, numbers), head, found)
-        for n in self.groups:
-            found[self._source(n, self.query)] = (Role.HEAD,)
-        for n in self.outs:
-            operand = self.query if self._from(n, self.query) else self.key
-            found[n] = found[self._source(n, operand)]
-        return found
-
-    def add_shared(self, number: int, head: Role, found: dict[int, Roles]) -> None:
-        """The roles of a dim that runs along with the samples and heads, and of the dims it was merged from."""
-        if self.heads == self.kv_heads:
-            head = Role.HEAD
-        found[number] = self._shared_roles(number, head)
-        for part in self._axes.components(number):
-            if part != number and not self._origins.is_input(part) and self._axes.axes[part].size != 1:
-                found[part] = (Role.HEAD,) if self._axes.is_stretched(part) else (head,)
-
-    def _shared_roles(self, number: int, head: Role) -> Roles:
-        parts = self._axes.components(number)
-        roles = []
-        for part in parts:
-            if self._axes.axes[part].size == 1 and not self._origins.is_input(part) and len(parts) > 1:
-                continue
-            if self._origins.is_input(part):
-                roles.append(Role.BATCH)
-            else:
-                roles.append(Role.HEAD if self._axes.is_stretched(part) else head)
-        merged = [r for i, r in enumerate(roles) if i == 0 or r is not roles[i - 1]]
-        if Role.HEAD in merged and Role.KV_HEAD in merged:
-            # Keys repeated for every query head: a dim of heads.
-            merged = [r for r in merged if r is not Role.KV_HEAD]
-        return tuple(merged)
 
 
 def _add_value_roles(
@@ -422,32 +280,46 @@ def _scale_before(value: onnx_ir.Value) -> float:
     return scale
 
 
-def _track(scores: _Scores, axes: AxisGraph, query_axis: int) -> list[tuple[onnx_ir.Node, onnx_ir.Value, int, int]]:
-    """The nodes from the product to the softmax, each with the value it goes on with and the positions of the query
-    and key dims in its output; as far as both can be followed."""
-    found = [(scores.node, scores.node.outputs[0], *_positions(axes, query_axis, scores.key_axis))]
-    numbers = [query_axis, scores.key_axis]
+@dataclass(frozen=True)
+class _Step:
+    """A node between the product and the softmax, the value it goes on with, and the token dims of its output."""
+
+    node: onnx_ir.Node
+    kept: onnx_ir.Value
+    query: int
+    key: int
+
+
+def _track(scores: _Scores, query: int) -> list[_Step]:
+    """From the product towards the softmax, as far as both token dims can be followed."""
+    axes, numbers = scores.axes, [query, scores.key_axis]
+    found = [_Step(scores.node, scores.node.outputs[0], *numbers)]
     for node, kept in reversed(scores.path):
-        outs, ins = axes.of(node.outputs[0]) or range(0), axes.of(kept) or range(0)
+        outs = axes.of(node.outputs[0]) or range(0)
         for place, number in enumerate(numbers):
             moved = [r.target for r in axes.out_of[number] if r.target in outs and r.kind in _KEEPS_INDEX]
-            if number not in ins or not moved:
+            if axes.axes[number].value is not kept or not moved:
                 return found
             numbers[place] = moved[0]
-        found.append((node, kept, *_positions(axes, *numbers)))
+        found.append(_Step(node, kept, *numbers))
     return found
 
 
-def _positions(axes: AxisGraph, query: int, key: int) -> tuple[int, int]:
-    return axes.axes[query].index, axes.axes[key].index
-
-
-def _addends(track: list[tuple[onnx_ir.Node, onnx_ir.Value, int, int]]) -> Iterator[Addend]:
+def _addends(track: list[_Step], axes: AxisGraph) -> Iterator[Addend]:
     """Masks and biases, nearest to the product first."""
-    for node, kept, queries, keys in track[1:]:
+    for step in track[1:]:
+        node = step.node
+        rank = len(axes.of(node.outputs[0]) or ())
+        places = (step.query, step.key, axes.axes[step.query].index, axes.axes[step.key].index, rank)
         if is_op(node, "Add", "Sub", "Sum"):
             for other in node.inputs:
-                if other is not None and other is not kept:
-                    yield Addend(other, node, queries, keys)
-        elif is_op(node, "Where") and node.inputs[0] is not None and node.inputs[0] is not kept:
-            yield Addend(node.inputs[0], node, queries, keys, keeps_where=node.inputs[1] is kept)
+                if other is not None and other is not step.kept:
+                    yield Addend(other, node, *places)
+        elif is_op(node, "Where") and node.inputs[0] is not None and node.inputs[0] is not step.kept:
+            yield Addend(node.inputs[0], node, *places, keeps_where=node.inputs[1] is step.kept)
+
+
+def _softmax_positions(scores: _Scores, track: list[_Step]) -> tuple[int, int] | None:
+    if len(track) != len(scores.path) + 1:
+        return None
+    return scores.axes.axes[track[-1].query].index, scores.axes.axes[track[-1].key].index

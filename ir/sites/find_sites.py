@@ -11,7 +11,8 @@ from opgraft.ir.axes.origins import Origins
 from opgraft.ir.program import Program
 from opgraft.ir.shapes import ShapeAnalysis, analyze_shapes
 from opgraft.ir.sites.assign_roles import RoleTable, assign_roles
-from opgraft.ir.sites.attention import AttentionSite, find_attention
+from opgraft.ir.sites.attention import find_attention
+from opgraft.ir.sites.attention_site import AttentionSite, Refusal
 from opgraft.ir.sites.layers import (
     Embedding,
     GatedMlp,
@@ -44,6 +45,8 @@ class Sites:
     attention: tuple[AttentionSite, ...]
     masks: tuple[Mask, ...]
     """Of each attention."""
+    refused: tuple[Refusal, ...]
+    """Where attention is suspected and not claimed."""
     roles: RoleTable
 
     @cached_property
@@ -54,7 +57,8 @@ class Sites:
     def rotary(self) -> tuple[bool | None, ...]:
         """Of each attention: whether its queries are turned by position; None where that could not be tried."""
         bindings = small_bindings(self.program, self.axes)
-        return tuple(find_rotary(self.program, self.axes, self.attention, bindings))
+        normalized = {norm.output for norm in self.norms}
+        return tuple(find_rotary(self.program, self.axes, self.attention, normalized, bindings))
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
@@ -95,7 +99,9 @@ def find_sites(program: Program) -> Sites:
     facts = analyze_shapes(flat)
     axes = analyze_axes(flat, facts)
     origins = Origins(axes)
-    attention = tuple(find_attention(flat.graph, axes, origins))
+    candidates = list(find_attention(flat.graph, axes, origins))
+    attention = tuple(c for c in candidates if isinstance(c, AttentionSite))
+    refused = tuple(c for c in candidates if isinstance(c, Refusal))
     masks = tuple(classify_masks(flat, axes, attention))
     roles = assign_roles(flat.graph, axes, origins, attention, masks)
-    return Sites(flat, facts, axes, origins, attention, masks, roles)
+    return Sites(flat, facts, axes, origins, attention, masks, refused, roles)

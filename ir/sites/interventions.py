@@ -70,8 +70,8 @@ def check_interventions(sites: Sites, runner: Runner, *, seed: int = 0, max_cuts
         report.skipped.append(f"no inputs can be made up: {error}")
         return report
     bindings = _bindings_of(sites, case.arrays)
-    exposed = _exposed(sites)
-    model = _with_outputs(sites.program, exposed)
+    exposed = exposed_values(sites)
+    model = with_outputs(sites.program, exposed)
     base = runner.run_once(model, case.arrays)
     rng = np.random.default_rng(seed)
     prediction = Prediction(sites, bindings)
@@ -178,7 +178,7 @@ def _bindings_of(sites: Sites, arrays: Mapping[str, np.ndarray]) -> dict[str, in
     return found
 
 
-def _exposed(sites: Sites) -> list[onnx_ir.Value]:
+def exposed_values(sites: Sites) -> list[onnx_ir.Value]:
     """Values of the main graph that depend on inputs and are tensors of numbers."""
     return [
         value
@@ -209,7 +209,8 @@ def _cuts(sites: Sites) -> list[onnx_ir.Value]:
     return [v for v in values if v.producer() is not None and v not in sites.axes.constant]
 
 
-def _with_outputs(program: Program, values: list[onnx_ir.Value]) -> bytes:
+def with_outputs(program: Program, values: list[onnx_ir.Value]) -> bytes:
+    """The model with these values of the main graph as its outputs."""
     changed = program.clone()
     _set_outputs(changed, [v.name or "" for v in values])
     return model_bytes(changed)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir
 from opgraft.ir.axes.graph import AxisGraph
 from opgraft.ir.program import Program, constant_array, is_op
-from opgraft.ir.sites.attention import Addend, AttentionSite
+from opgraft.ir.sites.attention_site import Addend, AttentionSite
 from opgraft.ir.sites.probe import (
     Bindings,
     ProbeError,
     evaluate_part,
     given_for,
     part_between,
-    shape_under,
+    size_under,
     small_bindings,
 )
 
@@ -90,7 +90,7 @@ class _Evaluator:
         self._known: dict[tuple[onnx_ir.Value, int, int, bool | None], Mask] = {}
 
     def mask_of(self, site: AttentionSite) -> Mask:
-        classes: set[MaskClass] = set()
+        classes = {MaskClass.CAUSAL} if site.is_causal else set()
         window, reasons = None, []
         inputs: dict[onnx_ir.Value, None] = {}
         for addend in site.addends:
@@ -108,7 +108,7 @@ class _Evaluator:
         if addend.keeps_where is None and is_op(node, "Add") and node is not None and self._computes(addend.value):
             for value in node.inputs:
                 if value is not None:
-                    yield from self._parts(Addend(value, addend.node, addend.query_axis, addend.key_axis))
+                    yield from self._parts(replace(addend, value=value))
             return
         yield addend
 
@@ -140,7 +140,7 @@ class _Evaluator:
         array = constant_array(addend.value)
         if array is not None and array.size == 1 and addend.keeps_where is None:
             return Mask(frozenset())
-        if addend.keeps_where is not None and not _fills_with_nothing(addend):
+        if addend.keeps_where is not None and not self._fills_with_nothing(addend):
             return Mask(frozenset())
         nodes, inputs = part_between([addend.value])
         classes: set[MaskClass] | None = None
@@ -158,6 +158,16 @@ class _Evaluator:
             # What holds at one size only is a coincidence of that size.
             classes = found if classes is None else self._agreed(classes, found)
         return Mask(frozenset(classes or ()), window, tuple(hiding))
+
+    def _fills_with_nothing(self, addend: Addend) -> bool:
+        """Whether a Where replaces scores by minus infinity, or as good as that; an operator's own mask does."""
+        if not is_op(addend.node, "Where"):
+            return True
+        fill = addend.node.inputs[2 if addend.keeps_where else 1]
+        if fill is None or fill not in self.axes.constant:
+            return False
+        (array,) = evaluate_part(self.program, self.axes, [fill], {})
+        return array.size > 0 and bool((array.astype(np.float64) <= _MASKED_BELOW).all())
 
     def _agreed(self, first: set[MaskClass], second: set[MaskClass]) -> set[MaskClass]:
         if first == second or first | {MaskClass.WINDOW} == second:
@@ -183,11 +193,10 @@ class _Evaluator:
         return [self.small, large]
 
     def _pattern(self, addend: Addend, given: Mapping[onnx_ir.Value, np.ndarray], bindings: Bindings) -> _Pattern:
-        (array,) = evaluate_part(self.program, [addend.value], given)
-        shape = shape_under(self.axes, addend.node.outputs[0], bindings)
-        array = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+        (array,) = evaluate_part(self.program, self.axes, [addend.value], given)
+        size = (size_under(self.axes, addend.query, bindings), size_under(self.axes, addend.key, bindings))
+        array = array.reshape((1,) * (addend.rank - array.ndim) + array.shape)
         array = np.moveaxis(array, (addend.query_axis, addend.key_axis), (-2, -1))
-        size = (shape[addend.query_axis], shape[addend.key_axis])
         if addend.keeps_where is not None:
             return _Pattern(array.astype(bool) == addend.keeps_where, False, size)
         numbers = array.astype(np.float64)
@@ -255,13 +264,6 @@ def _base_classes(pattern: _Pattern) -> tuple[set[MaskClass], int | None]:
     if (seen == (np.abs(distance) < window)).all():
         return {MaskClass.WINDOW}, window
     return {MaskClass.PATTERN}, None
-
-
-def _fills_with_nothing(addend: Addend) -> bool:
-    """Whether a Where replaces the scores by minus infinity, or as good as that."""
-    fill = addend.node.inputs[2 if addend.keeps_where else 1]
-    array = constant_array(fill)
-    return array is not None and array.size > 0 and bool((array.astype(np.float64) <= _MASKED_BELOW).all())
 
 
 def _words(classes: set[MaskClass]) -> str:

@@ -44,6 +44,13 @@ def shape_under(axes: AxisGraph, value: onnx_ir.Value | None, bindings: Bindings
     return [evaluate(size, bindings) for size in sizes]
 
 
+def size_under(axes: AxisGraph, number: int, bindings: Bindings) -> int:
+    size = axes.axes[number].size
+    if names_of(size) - set(bindings):
+        raise ProbeError(f"the size of {axes.axes[number]} depends on more than the inputs")
+    return evaluate(size, bindings)
+
+
 def given_for(axes: AxisGraph, value: onnx_ir.Value, bindings: Bindings) -> np.ndarray:
     """What a part that starts at `value` is given: ones for an input of the model, the sizes for a result of Shape."""
     node = value.producer()
@@ -85,7 +92,7 @@ def part_between(
         nodes[node] = None
         if len(nodes) > limit:
             raise ProbeError(f"computed by more than {limit} nodes")
-        for operand in node.inputs:
+        for operand in node.inputs[:1] if is_op(node, "CastLike") else node.inputs:
             if operand is not None and operand not in seen:
                 seen.add(operand)
                 pending.append(operand)
@@ -93,7 +100,7 @@ def part_between(
 
 
 def evaluate_part(
-    program: Program, outputs: Sequence[onnx_ir.Value], given: Mapping[onnx_ir.Value, np.ndarray]
+    program: Program, axes: AxisGraph, outputs: Sequence[onnx_ir.Value], given: Mapping[onnx_ir.Value, np.ndarray]
 ) -> list[np.ndarray]:
     """The arrays of `outputs` when the values of `given` hold these arrays.
 
@@ -119,7 +126,7 @@ def evaluate_part(
         if v is not None and v not in given and v.producer() is None and v.const_value is not None
     }
     graph = onnx.GraphProto(name="part")
-    graph.node.extend(onnx_ir.to_proto(node) for node in sorted(nodes, key=order.__getitem__))
+    graph.node.extend(_message(node, axes) for node in sorted(nodes, key=order.__getitem__))
     for name, tensor in constants.items():
         proto = onnx.numpy_helper.from_array(tensor.numpy(), name)
         graph.initializer.append(proto)
@@ -133,6 +140,19 @@ def evaluate_part(
     model = onnx.helper.make_model(graph, opset_imports=opsets)
     feeds = {value.name or "": array for value, array in given.items() if value in inputs}
     return _run(ReferenceEvaluator, model, feeds)
+
+
+def _message(node: onnx_ir.Node, axes: AxisGraph) -> Any:
+    """The node; CastLike as the Cast that it is, so that the value of the wanted type need not be computed."""
+    proto = onnx_ir.to_proto(node)
+    if is_op(node, "CastLike"):
+        dtype = axes.facts.dtype(node.inputs[1])
+        if dtype is None:
+            raise ProbeError(f"the type of {node.inputs[1]} is not known")
+        proto.op_type = "Cast"
+        del proto.input[1:]
+        proto.attribute.add(name="to", type=2, i=int(dtype))
+    return proto
 
 
 def _run(evaluator: Any, model: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

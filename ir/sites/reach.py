@@ -15,7 +15,7 @@ import onnx_ir
 from opgraft.ir.axes.graph import NOWHERE, Direction, Kind, Part, Relation, Window
 from opgraft.ir.dims import Size, evaluate, names_of
 from opgraft.ir.program import direct_subgraphs
-from opgraft.ir.sites.attention import AttentionSite
+from opgraft.ir.sites.attention_site import AttentionSite
 from opgraft.ir.sites.find_sites import Sites
 from opgraft.ir.sites.masks import MaskClass
 

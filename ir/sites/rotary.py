@@ -6,36 +6,51 @@ interleaved and partial forms, with tables or computed angles, all pass the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx_ir
 from opgraft.ir.axes.graph import AxisGraph
 from opgraft.ir.axes.roles import Role
 from opgraft.ir.program import Program, is_op
-from opgraft.ir.sites.attention import AttentionSite
+from opgraft.ir.sites.attention_site import AttentionSite
 from opgraft.ir.sites.probe import Bindings, ProbeError, evaluate_part, given_for, part_between, shape_under
 
 _MOVES = (
     *("Add", "Sub", "Mul", "Div", "Neg", "Concat", "Slice", "Split", "Gather", "Transpose", "Reshape", "Squeeze"),
     *("Unsqueeze", "Cast", "Expand", "Identity", "RotaryEmbedding", "Where", "ScatterND", "Flatten", "Tile"),
 )
+_COUNTS = ("Cos", "Sin", "Range", "ConstantOfShape", "Shape", "Size")
 _MAX_VALUES = 240
 # Sums of products of float32 numbers near 1 over a head dim: relative errors of a few units in the last place.
 _TOLERANCE = 1e-4
 
 
 def find_rotary(
-    program: Program, axes: AxisGraph, sites: Iterable[AttentionSite], bindings: Bindings
+    program: Program,
+    axes: AxisGraph,
+    sites: Iterable[AttentionSite],
+    normalized: Collection[onnx_ir.Value],
+    bindings: Bindings,
 ) -> list[bool | None]:
-    """For each site, in order, whether its queries are turned by their position; None where it could not be tried."""
-    return [_is_rotary(program, axes, site, bindings) for site in sites]
+    """For each site, in order, whether its queries are turned by their position; None where it could not be tried.
+
+    `normalized`: results of normalizations, which may stand between the layer and the turn."""
+    return [_is_rotary(program, axes, site, normalized, bindings) for site in sites]
 
 
-def _is_rotary(program: Program, axes: AxisGraph, site: AttentionSite, bindings: Bindings) -> bool | None:
-    if is_op(site.scores, "Attention"):
-        return is_op(site.query.producer(), "RotaryEmbedding")
-    start = _unturned(site.query, axes)
+def _is_rotary(
+    program: Program,
+    axes: AxisGraph,
+    site: AttentionSite,
+    normalized: Collection[onnx_ir.Value],
+    bindings: Bindings,
+) -> bool | None:
+    if site.scores.op_type == "GroupQueryAttention":
+        turns = site.scores.attributes.get("do_rotary")
+        if turns is not None and turns.as_int():
+            return True
+    start = _unturned(site.query, axes, normalized)
     numbers = axes.of(site.query)
     if start is None or numbers is None:
         return None
@@ -43,7 +58,7 @@ def _is_rotary(program: Program, axes: AxisGraph, site: AttentionSite, bindings:
         return False
     roles = [site.roles.get(n, ()) for n in numbers]
     tokens = [i for i, r in enumerate(roles) if Role.QUERY in r]
-    width = [i for i, r in enumerate(roles) if r == (Role.HEAD_DIM,)]
+    width = [i for i, r in enumerate(roles) if r in ((Role.HEAD_DIM,), (Role.CHANNEL,))]
     if len(tokens) != 1 or len(width) != 1:
         return None
     try:
@@ -52,7 +67,9 @@ def _is_rotary(program: Program, axes: AxisGraph, site: AttentionSite, bindings:
         return None
 
 
-def _unturned(query: onnx_ir.Value, axes: AxisGraph) -> onnx_ir.Value | None:
+def _unturned(
+    query: onnx_ir.Value, axes: AxisGraph, normalized: Collection[onnx_ir.Value]
+) -> onnx_ir.Value | None:
     """The last value before the query that is computed by something that does not just move, scale and add."""
     starts: dict[onnx_ir.Value, None] = {}
     pending, seen = [query], {query}
@@ -60,6 +77,9 @@ def _unturned(query: onnx_ir.Value, axes: AxisGraph) -> onnx_ir.Value | None:
         value = pending.pop()
         node = value.producer()
         if value in axes.constant or node is None:
+            continue
+        if value in normalized:
+            starts[value] = None
             continue
         if not is_op(node, *_MOVES):
             if _is_activation(value, node):
@@ -76,8 +96,16 @@ def _unturned(query: onnx_ir.Value, axes: AxisGraph) -> onnx_ir.Value | None:
 
 def _is_activation(value: onnx_ir.Value, node: onnx_ir.Node) -> bool:
     """Layers and norms make what is turned; sines, cosines and counting make the angles."""
-    integer = value.dtype is not None and value.dtype.is_integer()
-    return not integer and not is_op(node, "Cos", "Sin", "Range", "ConstantOfShape", "Shape", "Size")
+    if is_op(node, "MatMul", "Gemm", "Conv", "LayerNormalization", "RMSNormalization"):
+        return True
+    if (value.dtype is not None and value.dtype.is_integer()) or is_op(node, *_COUNTS):
+        return False
+    try:
+        _, inputs = part_between([value])
+    except ProbeError:
+        return True
+    # Scales are computed from shapes in some exports.
+    return any(v.producer() is None for v in inputs)
 
 
 def _turns(
@@ -95,15 +123,16 @@ def _turns(
     rng = np.random.default_rng(0)
     samples = [rng.standard_normal(shape).astype(np.float32) for _ in range(2)]
     results = [
-        evaluate_part(program, [query], {**given, start: x})[0].astype(np.float64) for x in (*samples, sum(samples))
+        evaluate_part(program, axes, [query], {**given, start: x})[0].astype(np.float64)
+        for x in (*samples, samples[0] + samples[1])
     ]
-    zero = evaluate_part(program, [query], {**given, start: np.zeros(shape, np.float32)})[0].astype(np.float64)
-    scale = float(np.abs(results[2]).max())
-    if scale == 0 or np.abs(zero).max() > _TOLERANCE * scale:
+    # A bias is turned too: what is linear is the difference to the result for zeros.
+    zero = evaluate_part(program, axes, [query], {**given, start: np.zeros(shape, np.float32)})[0].astype(np.float64)
+    first, second, both = (result - zero for result in results)
+    scale = float(np.abs(both).max())
+    if scale == 0 or np.abs(first + second - both).max() > _TOLERANCE * max(scale, float(np.abs(zero).max())):
         return False
-    if np.abs(results[0] + results[1] - results[2]).max() > _TOLERANCE * scale:
-        return False
-    return _keeps_lengths(program, given, query, start, shape, tokens, width)
+    return _keeps_lengths(program, axes, given, query, start, zero, tokens, width, bindings)
 
 
 def counted(array: np.ndarray) -> np.ndarray:
@@ -115,17 +144,19 @@ def counted(array: np.ndarray) -> np.ndarray:
 
 def _keeps_lengths(
     program: Program,
+    axes: AxisGraph,
     given: Mapping[onnx_ir.Value, np.ndarray],
     query: onnx_ir.Value,
     start: onnx_ir.Value,
-    shape: list[int],
+    zero: np.ndarray,
     tokens: int,
     width: int,
+    bindings: Bindings,
 ) -> bool:
     """The same vector at every position comes out equally long everywhere, and not the same everywhere."""
-    ones = np.ones(shape, np.float32)
-    (array,) = evaluate_part(program, [query], {**given, start: ones})
-    vectors = np.moveaxis(array.astype(np.float64), (tokens, width), (0, -1))
+    ones = np.ones(shape_under(axes, start, bindings), np.float32)
+    (array,) = evaluate_part(program, axes, [query], {**given, start: ones})
+    vectors = np.moveaxis(array.astype(np.float64) - zero, (tokens, width), (0, -1))
     vectors = vectors.reshape(vectors.shape[0], -1, vectors.shape[-1])
     lengths = np.linalg.norm(vectors, axis=-1)
     if vectors.shape[0] < 2 or lengths.max() == 0:
