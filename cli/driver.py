@@ -20,6 +20,7 @@ from opgraft.cli.choose_pipeline import pipeline_of
 from opgraft.cli.options import DEFAULT_PIPELINE, Options
 from opgraft.cli.report import Report, count_nodes
 from opgraft.ir.capture import capture
+from opgraft.ir.kernel_table import Kernel, KernelTable
 from opgraft.ir.program import Program
 from opgraft.ir.save import check_output, check_sources, save
 from opgraft.ir.target import HOST, Target
@@ -154,6 +155,12 @@ class Driver:
         wanted = self.is_foreign or any(p.name == "upgrade-opset" for p in self.pipeline.passes)
         return (self.target.newest_opset or 0) if wanted else 0
 
+    @cached_property
+    def _kernels(self) -> KernelTable | None:
+        """The kernels of this machine's runtime; None when it does not tell."""
+        rows = self.executor.kernels()
+        return KernelTable(Kernel(*row) for row in rows) if rows else None
+
     def _newer_than_known(self) -> str:
         import onnx
 
@@ -194,6 +201,7 @@ class Driver:
             disabled=frozenset(disabled),
             max_rewrites=max_rewrites,
             newest_opset=self._newest_opset(),
+            kernels=None if self.is_foreign else lambda: self._kernels,
             keep_near_misses=self.options.explain,
         )
         regions = None

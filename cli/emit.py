@@ -12,6 +12,7 @@ from opgraft.ir.destination import data_path, publish, write_error
 from opgraft.ir.external import all_tensors
 from opgraft.ir.program import Program
 from opgraft.ir.save import save
+from opgraft.passes._pass import Contract, Pass
 
 if TYPE_CHECKING:
     from opgraft.cli.driver import Attempt, Driver
@@ -39,7 +40,7 @@ def fill_report(driver: Driver, attempt: Attempt, destination: Path | None) -> N
     for rewrite in attempt.context.rewrites:
         counts[rewrite.pass_name] = counts.get(rewrite.pass_name, 0) + 1
     seconds = attempt.context.facts.get("seconds", {})
-    contracts = {p.name: p.contract.value for p in driver.pipeline.passes}
+    contracts = {p.name: _contract(p, attempt) for p in driver.pipeline.passes}
     checked = report.evidence.get("regions", {})
     report.passes = [
         PassReport(
@@ -60,6 +61,12 @@ def fill_report(driver: Driver, attempt: Attempt, destination: Path | None) -> N
     if destination is not None:
         report.output = str(destination)
         report.bytes_after = _file_bytes(destination, attempt.program)
+
+
+def _contract(pass_: Pass, attempt: Attempt) -> str:
+    """What the pass kept where it rewrote; a pass may keep more than it promises."""
+    kept = {r.contract for r in attempt.context.rewrites if r.pass_name == pass_.name}
+    return (Contract.EXACT if kept == {Contract.EXACT} else pass_.contract).value
 
 
 def _file_bytes(path: Path, program: Program) -> int:

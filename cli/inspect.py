@@ -1,4 +1,4 @@
-"""`optimize inspect MODEL`: what it is made of and what it costs."""
+"""`optimize inspect MODEL`: what it is made of, what its dims are for, and what it costs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import click
 
 if TYPE_CHECKING:
     from opgraft.ir.cost import ModelCost
+    from opgraft.ir.program import Program
+
+EXIT_REFUTED = 7
+"""The analysis claims what an intervention contradicts."""
 
 
 @click.command("inspect")
@@ -17,16 +21,47 @@ if TYPE_CHECKING:
 @click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Bind a symbolic dim for the cost figures.")
 @click.option("--target", default="cpu", show_default=True)
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Use the user cache folder.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Draw the blocks into this file.")
+@click.option("--force", is_flag=True, help="Overwrite the drawing.")
+@click.option("--check", is_flag=True, help="Perturb inputs and hold what moves against the analysis.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(model: Path, dims: tuple[str, ...], target: str, cache: bool, as_json: bool) -> None:
-    """Show inputs, outputs, operators, weights, FLOPs and bytes of MODEL.
+def command(
+    model: Path,
+    dims: tuple[str, ...],
+    target: str,
+    cache: bool,
+    svg: Path | None,
+    force: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Show inputs, outputs, operators, weights, FLOPs and bytes of MODEL, its blocks, and what its dims are for.
 
     With every free dim bound also its roofline time: the least that TARGET can take, not a measurement.
     """
-    data = describe(model, _bindings(dims), target, use_cache=cache)
+    from opgraft.cli.inspect_sites import check_claims, describe_sites, site_lines, write_drawing
+    from opgraft.ir.capture_onnx import capture_onnx
+    from opgraft.ir.sites import find_sites
+
+    program = capture_onnx(model)
+    data = describe(program, model, _bindings(dims), target, use_cache=cache)
+    sites = find_sites(program)
+    data["sites"] = describe_sites(sites)
+    if svg is not None:
+        write_drawing(sites, model.name, svg, force=force)
+    if check:
+        data["check"] = check_claims(sites)
     if as_json:
         click.echo(json.dumps(data, indent=2))
-        return
+    else:
+        _print(model, data)
+        for line in site_lines(data):
+            click.echo(line)
+    if check and data["check"]["wrong"]:
+        raise SystemExit(EXIT_REFUTED)
+
+
+def _print(model: Path, data: dict[str, Any]) -> None:
     weights_mib = data["weight_bytes"] / (1 << 20)
     click.echo(f"{model}: opset {data['opset']}, {data['n_nodes']} nodes, {weights_mib:.2f} MiB of weights")
     for kind in ("inputs", "outputs"):
@@ -50,14 +85,14 @@ def _bindings(dims: tuple[str, ...]) -> dict[str, int]:
     return bound
 
 
-def describe(model: Path, bindings: dict[str, int], target: str, *, use_cache: bool = True) -> dict[str, Any]:
+def describe(
+    program: Program, model: Path, bindings: dict[str, int], target: str, *, use_cache: bool = True
+) -> dict[str, Any]:
     """The inspection as data."""
     from opgraft.cli.report import count_nodes
-    from opgraft.ir.capture_onnx import capture_onnx
     from opgraft.ir.cost import cost_of
     from opgraft.ir.external import all_tensors
 
-    program = capture_onnx(model)
     return {
         "model": str(model),
         "opset": program.opset,

@@ -21,9 +21,7 @@ import click
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(
-    original: Path, candidate: Path, contract: str, inputs: tuple[Path, ...], seed: int, as_json: bool
-) -> int:
+def command(original: Path, candidate: Path, contract: str, inputs: tuple[Path, ...], seed: int, as_json: bool) -> int:
     """Compare CANDIDATE with ORIGINAL on generated inputs (batches, lengths, masks, edges) or given ones.
 
     Exit code 0 when they agree, 7 when they differ, 8 when it could not be found out.

@@ -268,15 +268,41 @@ def _batch(graph: onnx_ir.Graph, table: RoleTable) -> Iterator[tuple[int, Roles]
 
 
 def _never_mixed(axes: AxisGraph, number: int) -> bool:
-    pending, seen = [number], {number}
-    while pending:
-        for relation in axes.out_of[pending.pop()]:
+    """Whether the dim stays itself to the end: nothing mixes along it, alone or merged with others."""
+    own, merged = _closure(axes, [number])
+    holders, _ = _closure(axes, merged)
+    for current in (*own, *holders):
+        for relation in axes.out_of[current]:
             if relation.kind in _ENDS_BATCH:
                 return False
-            if relation.target != NOWHERE and relation.target not in seen:
-                seen.add(relation.target)
-                pending.append(relation.target)
+            if current not in own and relation.kind is Kind.PART and not _is_merge(axes, relation):
+                # Taken apart again: the dim itself must be among the parts.
+                outs = axes.of(axes.axes[relation.target].value) or ()
+                if not any(n in own for n in outs):
+                    return False
     return True
+
+
+def _closure(axes: AxisGraph, start: Iterable[int]) -> tuple[set[int], list[int]]:
+    """All dims that are the given ones or parts of them, and the dims that these were merged into."""
+    pending = list(start)
+    seen, merged = set(pending), []
+    while pending:
+        for relation in axes.out_of[pending.pop()]:
+            target = relation.target
+            if target == NOWHERE or target in seen:
+                continue
+            if relation.kind is Kind.PART and not relation.detail.through and _is_merge(axes, relation):
+                merged.append(target)
+            elif relation.kind in _CARRIES or (relation.kind is Kind.PART and relation.detail.through):
+                seen.add(target)
+                pending.append(target)
+    return seen, merged
+
+
+def _is_merge(axes: AxisGraph, relation: Relation) -> bool:
+    """Whether all of the source becomes a digit of the target."""
+    return bool(relation.detail.size == axes.axes[relation.source].size)
 
 
 _ENDS_BATCH = (Kind.CONTRACTED, Kind.MIXED, Kind.SCRAMBLED, Kind.WINDOW, Kind.REDUCED, Kind.GATHERED, Kind.OPAQUE)

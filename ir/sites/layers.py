@@ -154,8 +154,14 @@ def _before(
 def _is_square(node: onnx_ir.Node) -> bool:
     if is_op(node, "Mul"):
         return node.inputs[0] is node.inputs[1]
-    exponent = constant_array(node.inputs[1], limit=1) if is_op(node, "Pow") else None
+    exponent = constant_array(_uncast(node.inputs[1]), limit=1) if is_op(node, "Pow") else None
     return exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2.0
+
+
+def _uncast(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
+    """A constant behind changes of its type."""
+    node = value.producer() if value is not None else None
+    return node.inputs[0] if node is not None and is_op(node, "Cast", "CastLike", "Identity") else value
 
 
 def _divisions(root: onnx_ir.Node, deviation: onnx_ir.Value) -> Iterator[onnx_ir.Node]:

@@ -67,9 +67,7 @@ def _is_rotary(
         return None
 
 
-def _unturned(
-    query: onnx_ir.Value, axes: AxisGraph, normalized: Collection[onnx_ir.Value]
-) -> onnx_ir.Value | None:
+def _unturned(query: onnx_ir.Value, axes: AxisGraph, normalized: Collection[onnx_ir.Value]) -> onnx_ir.Value | None:
     """The last value before the query that is computed by something that does not just move, scale and add."""
     starts: dict[onnx_ir.Value, None] = {}
     pending, seen = [query], {query}
@@ -161,6 +159,6 @@ def _keeps_lengths(
     lengths = np.linalg.norm(vectors, axis=-1)
     if vectors.shape[0] < 2 or lengths.max() == 0:
         return False
-    even = bool(np.ptp(lengths) <= _TOLERANCE * lengths.max())
+    even = bool(np.ptp(lengths, axis=0).max() <= _TOLERANCE * lengths.max())
     moved = bool(np.abs(vectors - vectors[:1]).max() > _TOLERANCE * lengths.max())
     return even and moved

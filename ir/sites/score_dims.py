@@ -96,7 +96,7 @@ class ScoreDims:
             found[self._source(n, self.query)] = (Role.HEAD,)
         for n in self.outs:
             operand = self.query if self._from(n, self.query) else self.key
-            found[n] = found[self._source(n, operand)]
+            found[n] = found.get(self._source(n, operand), ())
         return found
 
     def add_shared(self, number: int, head: Role, found: dict[int, Roles]) -> None:
@@ -109,17 +109,11 @@ class ScoreDims:
                 found[part] = (Role.HEAD,) if self._axes.is_stretched(part) else (head,)
 
     def _shared_roles(self, number: int, head: Role) -> Roles:
+        """None where samples are in it too: whether those are a batch, or windows of an image, is told elsewhere."""
         parts = self._axes.components(number)
-        roles = []
-        for part in parts:
-            if self._axes.axes[part].size == 1 and not self._origins.is_input(part) and len(parts) > 1:
-                continue
-            if self._origins.is_input(part):
-                roles.append(Role.BATCH)
-            else:
-                roles.append(Role.HEAD if self._axes.is_stretched(part) else head)
-        merged = [r for i, r in enumerate(roles) if i == 0 or r is not roles[i - 1]]
-        if Role.HEAD in merged and Role.KV_HEAD in merged:
-            # Keys repeated for every query head: a dim of heads.
-            merged = [r for r in merged if r is not Role.KV_HEAD]
-        return tuple(merged)
+        if any(self._origins.is_input(part) for part in parts):
+            return ()
+        if all(self._axes.is_stretched(part) or self._axes.axes[part].size == 1 for part in parts):
+            return (Role.HEAD,)
+        # Keys repeated for every query head are a dim of heads.
+        return (Role.HEAD,) if any(self._axes.is_stretched(part) for part in parts if len(parts) > 1) else (head,)
