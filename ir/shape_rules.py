@@ -53,13 +53,13 @@ def _reduce(operands: ShapeOperands) -> ShapeResult:
     shape, axes = operands.shape(0), operands.ints("axes", 1)
     if shape is None:
         return None
-    keep = operands.int_attribute("keepdims", 1)
+    keep = operands.int_attribute("keepdims", 1) == 1  # any other number removes them
     if axes is None and operands.is_present(1):
         return tuple(operands.unknowns.fresh() for _ in shape) if keep else None
     if not axes and operands.int_attribute("noop_with_empty_axes", 0):
         return shape
     reduced = {a % len(shape) for a in axes} if axes and shape else set(range(len(shape)))
-    return _without(shape, reduced, bool(keep))
+    return _without(shape, reduced, keep)
 
 
 def _arg(operands: ShapeOperands) -> ShapeResult:
@@ -67,7 +67,7 @@ def _arg(operands: ShapeOperands) -> ShapeResult:
     axis = operands.axis(len(shape)) if shape is not None else None
     if shape is None or axis is None:
         return None
-    return _without(shape, {axis}, bool(operands.int_attribute("keepdims", 1)))
+    return _without(shape, {axis}, operands.int_attribute("keepdims", 1) == 1)
 
 
 def _without(shape: Sizes, reduced: set[int], keep: bool) -> Sizes:

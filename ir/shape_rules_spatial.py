@@ -95,7 +95,7 @@ def _resize(operands: ShapeOperands) -> ShapeResult:
         for axis, size in zip(axes, sizes, strict=True):
             result[axis] = size
         return tuple(result)
-    if operands.is_present(3) or scales is None or scales.size != len(axes):
+    if operands.is_present(3) or scales is None or scales.shape != (len(axes),):
         return unknown
     for axis, scale in zip(axes, scales.tolist(), strict=True):
         # Other factors are rounded by the runtime in its own way.

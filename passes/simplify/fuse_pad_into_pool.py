@@ -19,14 +19,15 @@ from opgraft.passes.simplify._padding import SpatialPadding, is_positive_zero, o
 class FusePadIntoPool(NodePass):
     """AveragePool(Pad(x, p), pads = q) -> AveragePool(x, pads = p + q, count_include_pad = 1)
 
-    1. AveragePool: the zeros of Pad are counted, so all padding must be.
-    2. MaxPool: the number of Pad must be one that never wins: -inf, or an integer type's smallest.
+    1. AveragePool: the zeros of Pad are counted, so all padding must be. The zero of a window of zeros may change its
+       sign.
+    2. MaxPool of integers: the number of Pad must be one that never wins, the type's smallest.
 
     A pooling pads by less than its kernel, never starts a window in the padding after the end (`ceil_mode`), and
     counts indices without its padding: those forms stay.
     """
 
-    contract: ClassVar[Contract] = Contract.EXACT
+    contract: ClassVar[Contract] = Contract.NUMERIC
     roots: ClassVar[tuple[str, ...]] = ("AveragePool", "MaxPool")
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
@@ -69,11 +70,9 @@ def _check_number(node: onnx_ir.Node, padding: SpatialPadding, pads: tuple[int, 
     dtype = padding.value.dtype
     if dtype is None:
         return NoMatch("the type of the input is not known", node)
-    dilations = node.attributes.get("dilations")
-    if not dtype.is_integer() and dilations is not None and any(d != 1 for d in dilations.as_ints()):
-        # Found by trying: NaN comes out of ONNX Runtime's dilated kernel at other places when it pads by itself.
-        return NoMatch("a dilated MaxPool of floats treats NaN beside padding differently", node)
-    smallest = np.iinfo(dtype.numpy()).min if dtype.is_integer() else -np.inf
-    if (0 if number is None else number) != smallest:
+    if not dtype.is_integer():
+        # Found by trying: ONNX Runtime's kernels let the last of NaN and -inf win, and start from float32's smallest.
+        return NoMatch("a MaxPool of floats treats NaN beside padding differently", node)
+    if (0 if number is None else number) != np.iinfo(dtype.numpy()).min:
         return NoMatch("the padding number can be the largest of a window", node)
     return None

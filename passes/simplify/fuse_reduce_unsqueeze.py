@@ -61,12 +61,20 @@ def change_keepdims(node: onnx_ir.Node, op: Rewriter, keeps: int) -> Replacement
     reduced, viewed = reduced_axes(inner, rank), ints_operand(node, "axes", 1)
     if reduced is None or viewed is None:
         return NoMatch("the axes are not known", node)
-    # Both count from the same rank, so equal lists are equal axes whatever it is.
-    counted = normalize_axes(reduced, rank), normalize_axes(viewed, rank)
-    if sorted(reduced) != sorted(viewed) and (None in counted or set(counted[0] or ()) != set(counted[1] or ())):
+    if not _same_axes(reduced, viewed, rank):
         return NoMatch("the axes differ from the reduced ones", node)
     attributes: dict[str, Any] = {**inner.attributes, "keepdims": 1 - keeps}
     return [op.op(inner.op_type, inner.inputs, **attributes)[0]]
+
+
+def _same_axes(reduced: list[int], viewed: list[int], rank: int | None) -> bool:
+    """As many of both count from the same rank; one axis named twice, from either end, is one axis less."""
+    left, right = normalize_axes(reduced, rank), normalize_axes(viewed, rank)
+    if left is None or right is None:
+        left, right = reduced, viewed
+        if len({a < 0 for a in left}) > 1:
+            return False
+    return len(left) == len(right) == len(set(left)) and set(left) == set(right)
 
 
 def reduced_axes(node: onnx_ir.Node, rank: int | None) -> list[int] | None:

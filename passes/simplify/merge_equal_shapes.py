@@ -43,8 +43,11 @@ class MergeEqualShapes(Pass):
                 key = _key(facts.integers(output), shared)
                 if key is None:
                     continue
-                twin = first.setdefault(key, output)
-                if twin is output:
+                twin = first.get(key)
+                producer = twin.producer() if twin is not None else None
+                # A twin may have lost its users to other twins since, and gone with them.
+                if twin is None or producer is None or producer.graph is not graph:
+                    first[key] = output
                     continue
                 if output.is_graph_output():
                     context.missed(self.name, NoMatch("a graph output keeps its own node", output))
