@@ -191,7 +191,10 @@ def expected_roles(built: Any, shapes: Mapping[str, tuple[Any, Any]]) -> dict[st
 
 
 def check_roles(
-    sites: Sites, values: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], roles: Mapping[str, tuple[str, ...]]
+    sites: Sites,
+    values: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
+    roles: Mapping[str, tuple[str, ...]],
 ) -> Iterator[tuple[str, int, str | None]]:
     """Module path, dim, and what is wrong with the role found there: None when right, "" when unknown.
 

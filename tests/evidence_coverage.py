@@ -1,0 +1,325 @@
+"""Every architecture in every export form: captured, simplified, verified, understood; and that held against the truth.
+
+    python tests/evidence_coverage.py [NAME ...] [--forms F ...] [--sizes S ...] [--jobs 2] [--write]
+
+One JSON row per (architecture, sizes, form) in `evidence/coverage.jsonl`; rows of the present versions and sources are
+kept, so that an interrupted run goes on. `docs/coverage.md` is written with `--write`, and after a full run.
+
+Sites and roles are found in the graph without names, with its nodes shuffled and no shapes recorded. A gap counts as
+explained only when the exporter or the runtime itself fails; its message stands in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from export_architectures import everything
+from ground_truth import anonymous, check_roles, compare, expected_roles, module_results
+from opgraft.backends.onnxruntime.executor import Executor
+from opgraft.ir.axes.roles import Role
+from opgraft.ir.capture_onnx import capture_onnx
+from opgraft.ir.compare import same_bits
+from opgraft.ir.save import model_bytes
+from opgraft.ir.sites import Sites, find_sites
+from opgraft.ir.sites.interventions import check_interventions, exposed_values, with_outputs
+from opgraft.passes._pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+# Perturbing every value's every index takes seconds; one form of each kind of graph shows what the others share.
+INTERVENED = ("dynamo-18", "torchscript")
+# One rounding of float32, where the runtime happens to give torch's very bits.
+_FLOOR = 1.2e-7
+
+
+def versions() -> str:
+    packages = ("onnx", "onnxruntime", "torch", "transformers")
+    sources = hashlib.sha256()
+    for path in sorted([*ROOT.glob("ir/**/*.py"), *ROOT.glob("passes/**/*.py"), ROOT / "tests" / "ground_truth.py"]):
+        sources.update(path.read_bytes())
+    return ", ".join([*(f"{p} {importlib.metadata.version(p)}" for p in packages), sources.hexdigest()[:12]])
+
+
+def examine(architecture: Any, sizes: str, form: str, executor: Executor) -> dict[str, Any]:
+    from architectures import ExportFailedError, export, samples
+
+    try:
+        path = export(architecture, form, sizes)
+    except ExportFailedError as error:
+        return {"outcome": "export failed", "message": " ".join(str(error).split())[:300]}
+    row: dict[str, Any] = {"outcome": "captured"}
+    program = capture_onnx(path)
+    stored = samples(architecture, sizes)
+    row |= _simplified(program, stored, executor)
+    start = time.perf_counter()
+    sites = find_sites(capture_onnx(anonymous(path)))
+    _ = sites.rotary
+    row["analysis_s"] = round(time.perf_counter() - start, 3)
+    row |= _held_against_truth(architecture, sizes, sites, stored[0], executor)
+    if form in INTERVENED:
+        report = check_interventions(sites, executor)
+        row["interventions"] = report.n_interventions
+        row["bounded"] = report.n_bounded
+        row["contradicted"] = [str(w) for w in report.wrong]
+        row["not_tried"] = report.skipped[:3]
+    return row
+
+
+def _simplified(program: Any, stored: list[Any], executor: Executor) -> dict[str, Any]:
+    """Nodes before and after, and whether both give the same bits, and torch's numbers."""
+    candidate = program.clone()
+    n_before = len(list(candidate.graph))
+    Pipeline.parse("simplify").run(candidate)
+    row: dict[str, Any] = {"nodes": n_before, "simplified": len(list(candidate.graph))}
+    original, changed = executor.load(model_bytes(program)), executor.load(model_bytes(candidate))
+    n_same = n_verified = 0
+    worst = 0.0
+    for sample in stored:
+        before, after = executor.run(original, sample.inputs), executor.run(changed, sample.inputs)
+        rounding = _difference(before, sample.outputs)
+        n_same += not same_bits(before, after)
+        # Where a pass with the NUMERIC contract applied: the runtime and torch differ by roundings of the same kind.
+        n_verified += _difference(before, after) <= 4 * rounding + _FLOOR
+        worst = max(worst, rounding)
+    executor.release(original)
+    executor.release(changed)
+    return row | {"shapes": len(stored), "same": n_same, "verified": n_verified, "torch_difference": worst}
+
+
+def _difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """The largest difference of any output, relative to its largest element; infinite where it is of another kind."""
+    worst = 0.0
+    for name, wanted in right.items():
+        have = left[name]
+        if not isinstance(have, np.ndarray) or have.shape != wanted.shape:
+            return float("inf")
+        if wanted.dtype.kind == "f" and wanted.size:
+            worst = max(worst, float(np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)))
+        elif not np.array_equal(have, wanted):
+            return float("inf")
+    return worst
+
+
+def _held_against_truth(architecture: Any, sizes: str, sites: Sites, sample: Any, executor: Executor) -> dict[str, Any]:
+    import torch
+    from architectures import record_module_shapes, sharpened
+
+    built = sharpened(architecture, sizes)
+    found = compare(sites, built.truth)
+    base = sharpened(architecture, "default") if "default" in architecture.presets else built
+    expected = expected_roles(base, record_module_shapes(base.module, base.inputs()))
+    values = executor.run_once(with_outputs(sites.program, exposed_values(sites)), sample.inputs)
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    tensors = module_results(built, {name: torch.from_numpy(array) for name, array in sample.inputs.items()})
+    verdicts = [verdict for *_, verdict in check_roles(sites, arrays, tensors, expected)]
+    return {
+        "attention": found.n_attention,
+        "expected": found.n_expected,
+        "missing": found.missing,
+        "wrong": found.wrong,
+        "refused": [r.reason for r in sites.refused],
+        "dims": found.n_dims,
+        "unknown": found.n_unknown,
+        "roles_checked": len(verdicts),
+        "roles_unknown": sum(v == "" for v in verdicts),
+        "roles_wrong": [v for v in verdicts if v] + list(_wrong_inputs(built, sites)),
+        "sites": {
+            "norms": len(sites.norms),
+            "linears": len(sites.linears),
+            "mlps": len(sites.mlps),
+            "embeddings": len(sites.embeddings),
+            "convolutions": len(sites.convolutions),
+            "recurrences": len(sites.recurrences),
+            "routers": len(sites.routers),
+        },
+    }
+
+
+def _wrong_inputs(built: Any, sites: Sites) -> Iterator[str]:
+    """The batch of every input, and nothing else, is a batch."""
+    roles = {value.name: sites.roles.of(value) or () for value in sites.program.graph.inputs}
+    for name, axes in built.axes.items():
+        for position, dim in axes.items():
+            have = roles[name][position] if position < len(roles.get(name, ())) else ()
+            if have and (dim == "batch") != (have == (Role.BATCH,)):
+                yield f"input {name}[{position}] is {have}, not {dim}"
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def cells(names: Iterable[str], forms: Iterable[str], sizes: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    for name in names:
+        for size in everything()[name].presets:
+            if size in sizes:
+                yield from ((name, size, form) for form in forms)
+
+
+def read_rows(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return {(r["name"], r["sizes"], r["form"]): r for r in rows if r["versions"] == versions()}
+
+
+def work(jobs: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """All cells of one architecture, in a process of its own."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.ERROR)
+    import torch
+
+    torch.set_num_threads(1)
+    rows = []
+    with Executor(time_limit_s=120) as executor:
+        for name, sizes, form in jobs:
+            try:
+                row = examine(everything()[name], sizes, form, executor)
+            except Exception as error:  # noqa: BLE001 - a row for every cell, also for those that show a defect
+                row = {"outcome": "failed", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            rows.append({"name": name, "sizes": sizes, "form": form, "versions": versions(), **row})
+    return rows
+
+
+def run(path: Path, wanted: list[tuple[str, str, str]], n_jobs: int) -> dict[tuple[str, str, str], dict[str, Any]]:
+    known = read_rows(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
+    missing: dict[str, list[tuple[str, str, str]]] = {}
+    for cell in wanted:
+        if cell not in known:
+            missing.setdefault(cell[0], []).append(cell)
+    with multiprocessing.get_context("spawn").Pool(n_jobs, maxtasksperchild=1) as pool, path.open("a") as file:
+        for rows in pool.imap_unordered(work, missing.values()):
+            for row in rows:
+                known[row["name"], row["sizes"], row["form"]] = row
+                file.write(json.dumps(row) + "\n")
+                print(summary(row), flush=True)
+            file.flush()
+    return known
+
+
+def summary(row: dict[str, Any]) -> str:
+    head = f"{row['name']:20} {row['sizes']:18} {row['form']:14}"
+    if row["outcome"] != "captured":
+        return f"{head} {row['outcome']}: {row['message'][:90]}"
+    faults = [*row["missing"], *row["wrong"], *row["roles_wrong"], *row.get("contradicted", [])]
+    return (
+        f"{head} {row['nodes']:5} -> {row['simplified']:4} verified {row['verified']}/{row['shapes']} "
+        f"attention {row['attention']}/{row['expected']} unknown {row['unknown']}/{row['dims']} {faults[:2] or ''}"
+    )
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def is_right(row: dict[str, Any]) -> bool:
+    faults = (row["missing"], row["wrong"], row["roles_wrong"], row.get("contradicted", []))
+    return not any(faults) and row["verified"] == row["shapes"]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    done = [r for r in rows if r["outcome"] == "captured"]
+    checked = [r for r in done if "interventions" in r]
+    n_dims, n_unknown = sum(r["dims"] for r in done), sum(r["unknown"] for r in done)
+    lines = [
+        "# Coverage",
+        "",
+        "Written by `make evidence-coverage` from `evidence/coverage.jsonl`.",
+        f"Versions: {versions()}.",
+        "",
+        f"- {len({r['name'] for r in rows})} architectures, {len(rows)} cells (architecture, sizes, export form); "
+        f"{len(done)} captured, {sum(r['outcome'] == 'export failed' for r in rows)} that the exporter refuses, "
+        f"{sum(r['outcome'] == 'failed' for r in rows)} failed here",
+        f"- simplified and verified at every shape tried: {sum(r['verified'] == r['shapes'] for r in done)} of {len(done)} "
+        f"({sum(r['same'] == r['shapes'] for r in done)} with the same bits)",
+        f"- attention: {sum(r['expected'] for r in done)} expected, {sum(r['attention'] for r in done)} found; "
+        f"cells with one missing {sum(bool(r['missing']) for r in done)}, with a wrong one {sum(bool(r['wrong']) for r in done)}",
+        f"- roles: {n_dims - n_unknown} of {n_dims} dims have one ({n_unknown / max(n_dims, 1):.2%} unknown); "
+        f"{sum(r['roles_checked'] for r in done)} held against submodules' results, "
+        f"{sum(len(r['roles_wrong']) for r in done)} wrong",
+        f"- interventions: {sum(r['interventions'] for r in checked)} on {len({r['name'] for r in checked if r['interventions']})} "
+        f"architectures, {sum(r['bounded'] for r in checked)} values bounded, "
+        f"{sum(len(r['contradicted']) for r in checked)} claims contradicted",
+        "",
+        "| architecture | captured | nodes | simplified | verified | attention | other sites | dims with a role | interventions |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(r["name"] for r in rows):
+        lines.append(_line(name, [r for r in done if r["name"] == name], [r for r in rows if r["name"] == name]))
+    lines += ["", "## Gaps", ""]
+    lines += [f"- {gap}" for gap in _gaps(rows)] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, done: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    forms = f"{len(done)}/{len(rows)}"
+    if not done:
+        return f"| {name} | {forms} | | | | | | | |"
+    first = done[0]
+    sites = ", ".join(f"{count} {kind}" for kind, count in first["sites"].items() if count)
+    unknown, dims = sum(r["unknown"] for r in done), sum(r["dims"] for r in done)
+    attention = f"{sum(r['attention'] for r in done)}/{sum(r['expected'] for r in done)}"
+    checked = [r for r in done if "interventions" in r]
+    tried = f"{sum(r['interventions'] for r in checked)}, {sum(len(r['contradicted']) for r in checked)} contradicted"
+    verified = f"{sum(r['verified'] == r['shapes'] for r in done)}/{len(done)}"
+    return (
+        f"| {name} | {forms} | {first['nodes']} | {first['simplified']} | {verified} | {attention} | {sites} | "
+        f"{1 - unknown / max(dims, 1):.1%} | {tried} |"
+    )
+
+
+def _gaps(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        where = f"{row['name']}, {row['sizes']}, {row['form']}"
+        if row["outcome"] != "captured":
+            yield f"{where}: {row['outcome']}: `{row['message'][:160].replace('`', chr(39))}`"
+            continue
+        for kind in ("missing", "wrong", "roles_wrong", "contradicted", "refused"):
+            for fault in list(dict.fromkeys(row.get(kind, [])))[:3]:
+                yield f"{where}: {kind.replace('_', ' ')}: {fault}"
+        if row["verified"] != row["shapes"]:
+            yield f"{where}: other numbers after simplification"
+
+
+def main() -> int:
+    from architectures import FORMS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--sizes", nargs="+", default=["default", "colliding_heads", "colliding_channels", "colliding"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=ROOT / "evidence" / "coverage.jsonl")
+    parser.add_argument("--write", action="store_true", help="write docs/coverage.md from what is there")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.ERROR)
+    wanted = list(cells(options.names or everything(), options.forms, options.sizes))
+    known = run(options.output, wanted, options.jobs)
+    rows = [known[cell] for cell in wanted if cell in known]
+    if options.write or not options.names:
+        (ROOT / "docs" / "coverage.md").write_text(table(rows))
+    bad = [r for r in rows if r["outcome"] == "failed" or (r["outcome"] == "captured" and not is_right(r))]
+    print(f"{len(rows)} cells, {len(bad)} with a fault")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
