@@ -18,6 +18,8 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[test]"
+	@# timm asks for torchvision, which the tests replace (tests/timm_import.py); all else that it needs is there.
+	$(PIP) --no-deps timm
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.peers: $(VENV)/.test

@@ -140,6 +140,13 @@ class AxisGraph:
         self._of_use[node, position] = numbers
         return numbers
 
+    def add_digit(self, value: onnx_ir.Value, size: Size) -> int:
+        """A dim that no value has: what a view takes out of one dim and puts into another at once."""
+        self.axes.append(Axis(len(self.axes), value, -1, size))
+        self.into.append([])
+        self.out_of.append([])
+        return len(self.axes) - 1
+
     def _add(self, value: onnx_ir.Value, sizes: tuple[Size, ...], use: tuple[onnx_ir.Node, int] | None) -> range:
         first = len(self.axes)
         for index, size in enumerate(sizes):

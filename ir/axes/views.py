@@ -18,8 +18,9 @@ def relate_view(n: NodeAxes, ins: Sequence[int], outs: Sequence[int]) -> None:
             n.same(source, target)
         else:
             n.part(source, target, Part(digit.in_stride, digit.out_stride, digit.size))
-    _record_splits(n, ins, outs, digits)
-    _record_merges(n, ins, outs, digits)
+    atoms = [_atom(n, ins, outs, digit) for digit in digits]
+    _record_splits(n, ins, digits, atoms)
+    _record_merges(n, outs, digits, atoms)
     for i in ins_left:
         for o in outs_left:
             n.scrambled(ins[i], outs[o])
@@ -29,15 +30,27 @@ def relate_view(n: NodeAxes, ins: Sequence[int], outs: Sequence[int]) -> None:
             n.created(target, "a dim of size 1")
 
 
-def _record_splits(n: NodeAxes, ins: Sequence[int], outs: Sequence[int], digits: list[Digit]) -> None:
+def _atom(n: NodeAxes, ins: Sequence[int], outs: Sequence[int], digit: Digit) -> int:
+    """The dim that is just this digit: one of either side, or a new one between them."""
+    source, target = ins[digit.source], outs[digit.target]
+    if digit.size == n.size(source):
+        return source
+    if digit.size == n.size(target):
+        return target
+    atom = n.graph.add_digit(n.graph.axes[target].value, digit.size)
+    n.part(source, atom, Part(digit.in_stride, 1, digit.size))
+    n.part(atom, target, Part(1, digit.out_stride, digit.size))
+    return atom
+
+
+def _record_splits(n: NodeAxes, ins: Sequence[int], digits: list[Digit], atoms: list[int]) -> None:
     for i, source in enumerate(ins):
-        mine = [d for d in digits if d.source == i]
-        if len(mine) < 2 or any(d.size != n.size(outs[d.target]) for d in mine):
+        mine = [atom for digit, atom in zip(digits, atoms, strict=True) if digit.source == i]
+        if len(mine) < 2:
             continue
-        targets = [outs[d.target] for d in mine]
-        n.digits.split(source, targets)
+        n.digits.split(source, mine)
         for composition in n.digits.compositions(source):
-            _restore(n, composition, targets)
+            _restore(n, composition, mine)
 
 
 def _restore(n: NodeAxes, parts: Sequence[int], targets: Sequence[int]) -> None:
@@ -53,15 +66,21 @@ def _restore(n: NodeAxes, parts: Sequence[int], targets: Sequence[int]) -> None:
         mine = [d for d in digits if d.source == position]
         if len(mine) > 1 and all(d.size == n.size(targets[d.target]) for d in mine):
             n.digits.split(part, [targets[d.target] for d in mine])
-    _record_merges(n, parts, targets, digits)
+    atoms = [_restored_atom(n, parts[d.source], targets[d.target], d) for d in digits]
+    _record_merges(n, targets, digits, atoms)
 
 
-def _record_merges(n: NodeAxes, ins: Sequence[int], outs: Sequence[int], digits: list[Digit]) -> None:
+def _restored_atom(n: NodeAxes, part: int, target: int, digit: Digit) -> int:
+    """As `_atom`, for a dim that was merged before; one that is no whole dim of either is left as the target."""
+    return part if digit.size == n.size(part) else target
+
+
+def _record_merges(n: NodeAxes, outs: Sequence[int], digits: list[Digit], atoms: list[int]) -> None:
     for o, target in enumerate(outs):
-        mine = [d for d in digits if d.target == o]
-        if len(mine) < 2 or any(d.size != n.size(ins[d.source]) for d in mine):
+        mine = [atom for digit, atom in zip(digits, atoms, strict=True) if digit.target == o]
+        if len(mine) < 2 or target in mine:
             continue
-        for whole in n.digits.merge([ins[d.source] for d in mine], target):
+        for whole in n.digits.merge(mine, target):
             n.graph.relate(Relation(Kind.RESTORED, whole, target, n.node))
 
 

@@ -112,8 +112,9 @@ def _carries(axes: AxisGraph, relation: Relation) -> bool:
     if relation.kind is Kind.GATHERED:
         # Rows of a table are another thing than the places that ask for them; and an index that varies along several
         # dims makes none of them the dim that it indexes.
-        places = [r for r in axes.out_of[relation.source] if r.kind is Kind.GATHERED and r.node is relation.node]
-        return len(places) == 1 and axes.axes[relation.source].value not in axes.constant
+        ends = (axes.out_of[relation.source], axes.into[relation.target])
+        places = [[r for r in end if r.kind is Kind.GATHERED and r.node is relation.node] for end in ends]
+        return all(len(p) == 1 for p in places) and axes.axes[relation.source].value not in axes.constant
     return relation.kind in _CARRIES
 
 

@@ -108,6 +108,10 @@ def find_norms(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[Norm]
         if node.op_type in _NORMS and node.inputs[0] is not None:
             kind = node.op_type.removesuffix("Normalization").removeprefix("Skip").lower()
             yield Norm({"simplifiedlayer": "rms", "lp": "l2"}.get(kind, kind), node.inputs[0], node.outputs[0], (node,))
+        elif is_op(node, "ReduceL2") and node.inputs[0] is not None:
+            for use in _divisions(node, node.inputs[0]):
+                yield Norm("l2", node.inputs[0], use.outputs[0], (node, use))
+                break
         elif is_op(node, "Sqrt", "Pow"):
             found = _decomposed_norm(node, axes)
             if found is not None:
@@ -129,7 +133,11 @@ def _decomposed_norm(root: onnx_ir.Node, axes: AxisGraph) -> Norm | None:
     source = deviation
     if is_op(centre, "Sub") and centre is not None and centre.inputs[0] is not None and centre.inputs[1] is not None:
         subtracted = centre.inputs[1].producer()
-        if is_op(subtracted, "ReduceMean") and subtracted is not None and subtracted.inputs[0] is centre.inputs[0]:
+        if (
+            is_op(subtracted, "ReduceMean")
+            and subtracted is not None
+            and _alike(subtracted.inputs[0], centre.inputs[0])
+        ):
             source = centre.inputs[0]
     for use in _divisions(root, deviation):
         kind = "rms" if is_op(mean, "ReduceMean") else "l2"
@@ -164,6 +172,18 @@ def _uncast(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
     return node.inputs[0] if node is not None and is_op(node, "Cast", "CastLike", "Identity") else value
 
 
+def _alike(left: onnx_ir.Value | None, right: onnx_ir.Value | None, depth: int = 3) -> bool:
+    """Whether both are the same value, or the same operators of the same values: exporters repeat themselves."""
+    if left is right:
+        return True
+    one, other = (v.producer() if v is not None else None for v in (left, right))
+    if not depth or one is None or other is None or one.op_type != other.op_type or one.attributes != other.attributes:
+        return False
+    return len(one.inputs) == len(other.inputs) and all(
+        _alike(a, b, depth - 1) for a, b in zip(one.inputs, other.inputs, strict=True)
+    )
+
+
 def _divisions(root: onnx_ir.Node, deviation: onnx_ir.Value) -> Iterator[onnx_ir.Node]:
     """Where the deviation is divided by the root, or multiplied with its reciprocal."""
     pending = [root.outputs[0]]
@@ -171,7 +191,7 @@ def _divisions(root: onnx_ir.Node, deviation: onnx_ir.Value) -> Iterator[onnx_ir
         following: list[onnx_ir.Value] = []
         for value in pending:
             for use in value.uses():
-                if is_op(use.node, "Div", "Mul") and deviation in use.node.inputs:
+                if is_op(use.node, "Div", "Mul") and any(_alike(deviation, v) for v in use.node.inputs):
                     yield use.node
                 elif is_op(use.node, "Reciprocal", "Cast", "Div", "Expand", "Max", "Clip", "Add"):
                     following.append(use.node.outputs[0])

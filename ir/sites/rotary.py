@@ -19,6 +19,7 @@ from opgraft.ir.sites.probe import Bindings, ProbeError, evaluate_part, given_fo
 _MOVES = (
     *("Add", "Sub", "Mul", "Div", "Neg", "Concat", "Slice", "Split", "Gather", "Transpose", "Reshape", "Squeeze"),
     *("Unsqueeze", "Cast", "Expand", "Identity", "RotaryEmbedding", "Where", "ScatterND", "Flatten", "Tile"),
+    *("SplitToSequence", "SequenceAt"),
 )
 _COUNTS = ("Cos", "Sin", "Range", "ConstantOfShape", "Shape", "Size")
 _MAX_VALUES = 240
@@ -50,6 +51,8 @@ def _is_rotary(
         turns = site.scores.attributes.get("do_rotary")
         if turns is not None and turns.as_int():
             return True
+    if site.has_constant_query:
+        return False
     start = _unturned(site.query, axes, normalized)
     numbers = axes.of(site.query)
     if start is None or numbers is None:

@@ -61,24 +61,38 @@ class ScoreDims:
     @property
     def heads(self) -> Size:
         """Heads of the queries: shared dims made by weights, and groups of queries."""
-        digits = [d for n in self.shared for d in self._head_digits(self._source(n, self.query))]
-        digits += self.groups
+        sizes = [size for n in self.shared for size, sample, _ in self._digits(n) if not sample]
+        sizes += [self._axes.axes[n].size for n in self.groups]
         if self.query_axis is not None:
             parts = self._axes.components(self.query_axis)
-            digits += [d for d in parts if len(parts) > 1 and self._origins.is_weight(d)]
-        return multiply_all(self._axes.axes[d].size for d in digits)
+            sizes += [self._axes.axes[d].size for d in parts if len(parts) > 1 and self._origins.is_weight(d)]
+        return multiply_all(sizes)
 
     @property
     def kv_heads(self) -> Size:
-        digits = [d for n in self.shared for d in self._head_digits(self._source(n, self.key))]
-        return multiply_all(self._axes.axes[d].size for d in digits if not self._axes.is_stretched(d))
+        return multiply_all(
+            size for n in self.shared for size, sample, repeats in self._digits(n) if not (sample or repeats)
+        )
 
     def _source(self, number: int, operand: range) -> int:
         return next(r.source for r in self._axes.into[number] if r.source in operand)
 
-    def _head_digits(self, number: int) -> list[int]:
-        """The parts of a shared dim that are heads, not samples."""
-        return [d for d in self._axes.components(number) if not self._origins.is_input(d)]
+    def _digits(self, number: int) -> list[tuple[Size, bool, bool]]:
+        """The parts of a shared dim: size, whether samples are counted in it, whether keys are repeated along it.
+
+        What one operand does not tell the other may: queries that are learned are the same for all samples."""
+        query = self._axes.components(self._source(number, self.query))
+        key = self._axes.components(self._source(number, self.key))
+        if len(query) > len(key):
+            return [(self._axes.axes[n].size, self._origins.is_input(n), False) for n in query]
+        if len(key) > len(query):
+            return [(self._axes.axes[n].size, self._origins.is_input(n), self._axes.is_stretched(n)) for n in key]
+        digits = []
+        for left, right in zip(query, key, strict=True):
+            sample = self._origins.is_input(left) or self._origins.is_input(right)
+            size = self._axes.axes[left].size if self._axes.axes[right].size == 1 else self._axes.axes[right].size
+            digits.append((size, sample, self._axes.is_stretched(right) and not self._axes.is_stretched(left)))
+        return digits
 
     def roles(self) -> dict[int, Roles]:
         """Of the dims of both operands and of the product."""
@@ -91,7 +105,9 @@ class ScoreDims:
             for n in self.contracted_query + self.contracted_key:
                 found[n] = (ended,)
             for shared in self.shared:
-                self.add_shared(self._source(shared, numbers), head, found)
+                source = self._source(shared, numbers)
+                found[source] = ()
+                self.add_shared(source, head, found, shared)
         for n in self.groups:
             found[self._source(n, self.query)] = (Role.HEAD,)
         for n in self.outs:
@@ -99,21 +115,25 @@ class ScoreDims:
             found[n] = found.get(self._source(n, operand), ())
         return found
 
-    def add_shared(self, number: int, head: Role, found: dict[int, Roles]) -> None:
-        """The roles of a dim that runs along with the samples and heads, and of the dims it was merged from."""
+    def add_shared(self, number: int, head: Role, found: dict[int, Roles], shared: int | None = None) -> None:
+        """The roles of a dim that runs along with the samples and heads, and of the dims it was merged from.
+
+        Samples have none here: whether those are a batch, or windows of an image, is told elsewhere."""
         if self.heads == self.kv_heads:
             head = Role.HEAD
-        found[number] = self._shared_roles(number, head)
-        for part in self._axes.components(number):
-            if part != number and not self._origins.is_input(part) and self._axes.axes[part].size != 1:
-                found[part] = (Role.HEAD,) if self._axes.is_stretched(part) else (head,)
-
-    def _shared_roles(self, number: int, head: Role) -> Roles:
-        """None where samples are in it too: whether those are a batch, or windows of an image, is told elsewhere."""
         parts = self._axes.components(number)
-        if any(self._origins.is_input(part) for part in parts):
-            return ()
-        if all(self._axes.is_stretched(part) or self._axes.axes[part].size == 1 for part in parts):
-            return (Role.HEAD,)
-        # Keys repeated for every query head are a dim of heads.
-        return (Role.HEAD,) if any(self._axes.is_stretched(part) for part in parts if len(parts) > 1) else (head,)
+        samples = [self._origins.is_input(part) for part in parts]
+        if shared is not None:
+            digits = self._digits(shared)
+            if len(digits) == len(parts):
+                samples = [sample for _, sample, _ in digits]
+        for part, sample in zip(parts, samples, strict=True):
+            if sample or self._axes.axes[part].size == 1:
+                continue
+            found[part] = (Role.HEAD,) if self._axes.is_stretched(part) else (head,)
+        if len(parts) > 1 and not any(samples):
+            # Keys repeated for every query head are a dim of heads.
+            repeats = any(self._axes.is_stretched(part) for part in parts)
+            found[number] = (Role.HEAD,) if repeats else (head,)
+        elif len(parts) > 1:
+            found[number] = ()
