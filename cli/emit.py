@@ -12,7 +12,7 @@ from opgraft.ir.destination import data_path, publish, write_error
 from opgraft.ir.external import all_tensors
 from opgraft.ir.program import Program
 from opgraft.ir.save import save
-from opgraft.passes._pass import Contract, Pass
+from opgraft.passes._pass import Contract
 
 if TYPE_CHECKING:
     from opgraft.cli.driver import Attempt, Driver
@@ -37,10 +37,13 @@ def fill_report(driver: Driver, attempt: Attempt, destination: Path | None) -> N
     report.nodes_after = count_nodes(attempt.program)
     report.contract = attempt.contract.value
     counts: dict[str, int] = {}
+    contracts = {p.name: p.contract.value for p in driver.pipeline.passes}
     for rewrite in attempt.context.rewrites:
         counts[rewrite.pass_name] = counts.get(rewrite.pass_name, 0) + 1
+    # A pass may have kept more than it promises.
+    loose = {r.pass_name for r in attempt.context.rewrites if r.contract is not Contract.EXACT}
+    contracts.update((name, Contract.EXACT.value) for name in counts if name not in loose)
     seconds = attempt.context.facts.get("seconds", {})
-    contracts = {p.name: _contract(p, attempt) for p in driver.pipeline.passes}
     checked = report.evidence.get("regions", {})
     report.passes = [
         PassReport(
@@ -53,6 +56,10 @@ def fill_report(driver: Driver, attempt: Attempt, destination: Path | None) -> N
         )
         for name in dict.fromkeys(p.name for p in driver.pipeline.passes)
     ]
+    wanted = driver.options.opset
+    if wanted is not None and attempt.program.opset != wanted:
+        why = f"`optimize explain MODEL 'upgrade-opset{{version={wanted}}}'` says which nodes stand against it"
+        report.notes.append(f"the result is at opset {attempt.program.opset}, not {wanted}: {why}")
     report.near_misses = {
         name: sorted({str(m) for m in misses}) for name, misses in attempt.context.near_misses.items()
     }
@@ -61,12 +68,6 @@ def fill_report(driver: Driver, attempt: Attempt, destination: Path | None) -> N
     if destination is not None:
         report.output = str(destination)
         report.bytes_after = _file_bytes(destination, attempt.program)
-
-
-def _contract(pass_: Pass, attempt: Attempt) -> str:
-    """What the pass kept where it rewrote; a pass may keep more than it promises."""
-    kept = {r.contract for r in attempt.context.rewrites if r.pass_name == pass_.name}
-    return (Contract.EXACT if kept == {Contract.EXACT} else pass_.contract).value
 
 
 def _file_bytes(path: Path, program: Program) -> int:

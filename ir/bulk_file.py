@@ -136,11 +136,13 @@ class BulkFile:
         view = memoryview(buffer)
         done = 0
         while done < n_bytes:
+            # Asked before the write: while it is refused, the other writer may have switched already.
+            was_direct = self._direct
             try:
                 done += os.pwritev(self._descriptor, [view[done:n_bytes]], start + done)
             except OSError:
                 # Some file systems accept the flag and refuse the write: go on as any other file.
-                if not self._direct:
+                if not was_direct:
                     raise
                 self._direct = _use_direct_io(self._descriptor, False)
 

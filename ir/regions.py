@@ -41,7 +41,6 @@ class RegionRecorder:
     def __init__(self, program: Program, *, max_per_pass: int = _MAX_PER_PASS, only: int | None = None) -> None:
         self.program = program
         self.regions: list[Region] = []
-        self.skipped: dict[str, str] = {}
         self._max_per_pass = max_per_pass
         self._only = only
         self._signatures: set[tuple[Any, ...]] = set()

@@ -23,6 +23,7 @@ from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Sizes, integers_
 from opgraft.ir.integer_rules import follow
 from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, nested_graphs
 from opgraft.ir.sequence_part import SequencePart, sequence_part
+from opgraft.ir.shape_conflicts import find_conflict
 from opgraft.ir.shape_rule import ShapeOperands, Unknowns, is_opaque
 from opgraft.ir.shape_rules import SHAPE_RULES, infer
 
@@ -35,9 +36,11 @@ Extents: TypeAlias = "tuple[Extent, ...]"
 class ShapeAnalysis:
     """Facts by value, each worked out when first asked for; rewrites keep values equal, so facts outlive them."""
 
-    def __init__(self, program: Program, *, trust_records: bool = False) -> None:
+    def __init__(self, program: Program, *, trust_records: bool = False, conflict: onnx_ir.Node | None = None) -> None:
         self.trust_records = trust_records
         """Whether recorded shapes fill in what the rules leave open."""
+        self.conflict = conflict
+        """A node that does not fit what follows, in a branch that may be taken: only inputs and constants are known."""
         self.contradictions: list[onnx_ir.Value] = []
         """Values whose recorded shape is not the one that follows from their inputs."""
         self._inputs = set(program.graph.inputs)
@@ -98,7 +101,7 @@ class ShapeAnalysis:
                 stack.pop()
                 continue
             node = value.producer()
-            if node is None or constant_tensor(value) is not None:
+            if node is None or self.conflict is not None or constant_tensor(value) is not None:
                 self._start(value)
             else:
                 missing = [v for v in _sources(node) if v not in self._sizes]
@@ -245,7 +248,17 @@ def _refers(node: onnx_ir.Node) -> bool:
 
 
 def analyze_shapes(program: Program) -> ShapeAnalysis:
-    """Facts about every value of the program; values that passes make later are worked out when asked for."""
+    """Facts about every value of the program; values that passes make later are worked out when asked for.
+
+    Nothing is followed in a program with a branch that cannot run: what makes its shapes known to the runtime makes
+    the runtime refuse it.
+    """
+    facts = _follow_all(program)
+    conflict = find_conflict(program, facts)
+    return facts if conflict is None else ShapeAnalysis(program, conflict=conflict)
+
+
+def _follow_all(program: Program) -> ShapeAnalysis:
     facts = ShapeAnalysis(program)
     open_records = False
     declared = {n for v in program.graph.inputs for d in facts.sizes(v) or () for n in _names(d)}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import enum
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir
+from opgraft.ir.kernel_table import KernelTable
 from opgraft.ir.program import Program
 
 
@@ -94,9 +94,10 @@ class PassContext:
     """Stop rewriting after so many (bisection)."""
     newest_opset: int = 0
     """The newest default-domain opset that the target's runtime runs; 0 when unknown."""
+    kernels: Callable[[], KernelTable | None] | None = None
+    """Asks for the kernels of the target's runtime; None when they are unknown."""
     rewrites: list[Rewrite] = field(default_factory=list)
     near_misses: dict[str, list[NoMatch]] = field(default_factory=dict)
-    visits: Counter[str] = field(default_factory=Counter)
     recorder: Recorder | None = None
     keep_near_misses: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
@@ -113,8 +114,9 @@ class PassContext:
             return False
         return self.max_rewrites is None or len(self.rewrites) < self.max_rewrites
 
-    def applied(self, pass_: Pass, site: str) -> Rewrite:
-        rewrite = Rewrite(len(self.rewrites), pass_.name, site, pass_.contract_at_site)
+    def applied(self, pass_: Pass, site: str, contract: Contract | None = None) -> Rewrite:
+        """Count one more rewrite; `contract` where it keeps more than its pass promises."""
+        rewrite = Rewrite(len(self.rewrites), pass_.name, site, contract or pass_.contract)
         self.rewrites.append(rewrite)
         return rewrite
 
@@ -164,10 +166,6 @@ class Pass(ABC):
         return f"{self.name}{{{', '.join(options)}}}" if options else self.name
 
     @property
-    def contract_at_site(self) -> Contract:
-        return self.contract
-
-    @property
     def equation(self) -> str:
         return (type(self).__doc__ or "").strip().splitlines()[0]
 
@@ -176,5 +174,3 @@ class Pass(ABC):
 
 
 Replacement = Sequence[onnx_ir.Value]
-Visit = Callable[[onnx_ir.Node], "Replacement | NoMatch"]
-Attributes = Mapping[str, Any]

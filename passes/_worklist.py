@@ -50,10 +50,15 @@ def run_group(passes: Sequence[NodePass], program: Program, context: PassContext
     key = tuple(active)
     if fixpoints.get(key) == context.n_changes:
         return 0
-    names = context.facts.setdefault("names", Names(program.model))
+    names = context.facts.get("names")
+    if names is None:
+        names = context.facts["names"] = Names(program.model)
     before = len(context.rewrites)
+    anchors = {anchor for p in active for anchor in p.anchors}
+    everywhere = any(not p.anchors for p in active)
     for graph in list(program.scopes()):
-        _Worklist(active, graph, context, names).run()
+        if everywhere or any((node.domain, node.op_type) in anchors for node in graph):
+            _Worklist(active, graph, context, names).run()
     fixpoints[key] = context.n_changes
     return len(context.rewrites) - before
 
@@ -145,4 +150,3 @@ class _Worklist:
 
 def _site(node: onnx_ir.Node) -> str:
     return node.name or next((o.name for o in node.outputs if o.name), "") or node.op_type
-

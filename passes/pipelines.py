@@ -25,6 +25,8 @@ def simplify() -> list[Stage]:
     return [
         pass_class("eliminate-dead-code")(),
         pass_class("lift-constants")(),
+        # A branch that is never taken need not fit the shapes that become known.
+        pass_class("inline-constant-if")(),
         pass_class("infer-shapes")(),
         pass_class("fold-constants")(),
         pass_class("deduplicate-initializers")(),

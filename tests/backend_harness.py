@@ -32,7 +32,7 @@ from opgraft.passes.opset.schemas import NEWEST_OPSET
 sys.path.insert(0, str(Path(__file__).parent))
 import opset_backend as backend
 from backend_forms import FORMS, Case, Feed, Form, NotApplicable, adversarial_feeds, nodes_of
-from golden_execution import ConvTranspose
+from golden_execution import ConvTranspose, kernels
 
 MAX_RECORDED_FEEDS = 6
 FAILED = "failed"
@@ -169,7 +169,9 @@ class Harness:
         self, original: bytes, pipelines: tuple[str, ...], disabled: frozenset[str] = frozenset()
     ) -> tuple[Program, PassContext]:
         program = capture_onnx(original)
-        context = PassContext(program, evaluate=self._evaluate, disabled=disabled, newest_opset=NEWEST_OPSET)
+        context = PassContext(
+            program, evaluate=self._evaluate, disabled=disabled, newest_opset=NEWEST_OPSET, kernels=kernels
+        )
         for text in pipelines:
             Pipeline.parse(text).run(program, context)
         return program, context

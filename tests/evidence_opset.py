@@ -50,7 +50,7 @@ def examine(case: backend.Case, target: int) -> dict[str, Any]:
         return row | {"outcome": "no default domain"}
     row["changes"] = _changes(case, target)
     model = backend.to_ir(case.model)
-    refusals = convert_opset(model, target)
+    refusals = convert_opset(model, target).refusals
     if refusals:
         return row | {"outcome": "refused", "detail": str(refusals[0])[:200]}
     converted = onnx_ir.to_proto(model)
@@ -124,9 +124,7 @@ def _cases(wheels: Path | None) -> Iterator[tuple[backend.Case, int]]:
         if wheel is None:
             print(f"onnx {release}: no wheel found", file=sys.stderr)
             continue
-        yield from (
-            (c, NEWEST_OPSET) for c in distinct(backend.release_cases(wheel)) if c.opset != NEWEST_OPSET
-        )
+        yield from ((c, NEWEST_OPSET) for c in distinct(backend.release_cases(wheel)) if c.opset != NEWEST_OPSET)
     for target in DOWNGRADES:
         yield from ((c, target) for c in generated if c.opset is not None and c.opset > target)
 
@@ -178,9 +176,7 @@ def summarize(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("--output", type=Path, default=root / "evidence" / "opset.jsonl")
     parser.add_argument("--wheels", type=Path, help="folder of downloaded onnx wheels, filled as needed")

@@ -49,7 +49,7 @@ from opgraft.passes._pipeline import Pipeline
 from opgraft.passes.opset.schemas import NEWEST_OPSET
 
 sys.path.insert(0, str(Path(__file__).parent))
-from golden_execution import Float64, load, run_model, run_session
+from golden_execution import Float64, kernels, load, run_model, run_session
 
 MAX_PRINTED_ELEMENTS = 16
 SEEDS = (0, 1)
@@ -203,7 +203,7 @@ def apply_pass(golden: Golden, seed: int = 0) -> Result:
     text = golden.sections["before"]
     program = capture_onnx(parse_model(text, seed))
     before = program.clone()
-    context = PassContext(program, evaluate=evaluate, newest_opset=NEWEST_OPSET, keep_near_misses=True)
+    context = PassContext(program, evaluate=evaluate, newest_opset=NEWEST_OPSET, kernels=kernels, keep_near_misses=True)
     Pipeline.parse(golden.pipeline).run(program, context)
     result = Result(before, program, context, drawn_initializers(text, seed))
     check_result(result, golden)
@@ -219,7 +219,7 @@ def check_result(result: Result, golden: Golden) -> None:
     if _passes(before, infer=True):
         onnx.shape_inference.infer_shapes(data, check_type=True, strict_mode=True)
     again = capture_onnx(data)
-    context = PassContext(again, evaluate=evaluate, newest_opset=NEWEST_OPSET)
+    context = PassContext(again, evaluate=evaluate, newest_opset=NEWEST_OPSET, kernels=kernels)
     Pipeline.parse(golden.pipeline).run(again, context)
     if context.rewrites:
         sites = ", ".join(r.site for r in context.rewrites)

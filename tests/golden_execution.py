@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx
 import onnx.reference
 import onnxruntime as ort
 from onnx.reference.op_run import OpRun
+from opgraft.backends.onnxruntime.executor import Executor
 from opgraft.ir.float64 import to_float64
+from opgraft.ir.kernel_table import Kernel, KernelTable
 from opgraft.ir.program import Program
 from opgraft.ir.save import model_bytes
 
@@ -30,6 +34,13 @@ def run_model(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarr
 def run_session(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@cache
+def kernels() -> KernelTable:
+    """The runtime's kernels."""
+    with Executor() as executor:
+        return KernelTable(Kernel(*row) for row in executor.kernels())
 
 
 class ConvTranspose(OpRun):  # type: ignore[misc]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,44 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(OSError, match="No space"), BulkFile((tmp_path / "out").open("wb")) as file:
         file.write(bytes(100_000))
+
+
+def test_two_writers_are_refused_direct_writes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second refusal comes after the first has switched direct writes off; it is no error of its own."""
+    both = threading.Barrier(2)
+    first_switched = threading.Event()
+    arrivals = itertools.count()
+    is_direct = True
+    write = os.pwritev
+
+    def refuse(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if not is_direct:
+            return write(descriptor, buffers, offset)
+        arrival = next(arrivals)
+        if arrival < 2:
+            both.wait(10)
+        if arrival == 1:
+            assert first_switched.wait(10)
+        raise OSError(22, "Invalid argument")
+
+    def switch(descriptor: int, wanted: bool) -> bool:
+        nonlocal is_direct
+        is_direct = wanted
+        return wanted
+
+    class Watched(BulkFile):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "_direct" and not value:
+                first_switched.set()
+
+    monkeypatch.setattr(os, "pwritev", refuse)
+    monkeypatch.setattr(bulk_file, "_use_direct_io", switch)
+    data = bytes(range(256)) * 400
+    with Watched((tmp_path / "out").open("wb")) as file:
+        file.write(data)
+    assert first_switched.is_set()
+    assert (tmp_path / "out").read_bytes() == data
 
 
 def test_backwards_is_refused(tmp_path: Path) -> None:

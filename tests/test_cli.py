@@ -233,6 +233,29 @@ def test_other_opset(run: Run, tmp_path: Path) -> None:
     assert onnx.load(output).opset_import[0].version == 21
 
 
+def test_an_opset_that_cannot_be_reached_is_told(run: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 11]>
+    f (float[1, 4, 5, 6] x) => (float[A, B, C, D] y) { y = GlobalLpPool (x) }"""
+    model, output = model_file(tmp_path / "pool.onnx", text), tmp_path / "out.onnx"
+    done = run(model, "-o", output, "--opset", "22", "--no-measure")
+    assert done.code == 0
+    assert "the result is at opset 11, not 22" in " ".join(done.out.split())
+    assert onnx.load(output).opset_import[0].version == 11
+    assert "no kernel for GlobalLpPool-22" in run("explain", model, "upgrade-opset{version=22}").out
+
+
+def test_a_conversion_that_rounds_is_reported_as_numeric(run: Run, tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 21]> f (float[N, 6] x) => (float[N, 6] y) { [n] y = Gelu (x) }'
+    model = model_file(tmp_path / "gelu.onnx", text)
+    contracts = {}
+    for opset in (18, 22):
+        done = run(model, "-o", tmp_path / "out.onnx", "--opset", str(opset), "--no-measure", "--force", "--json")
+        data = json.loads(done.out)
+        assert data["outcome"] == "verified"
+        contracts[opset] = [p["contract"] for p in data["passes"] if p["name"] == "upgrade-opset"], data["contract"]
+    assert contracts == {18: (["numeric"], "numeric"), 22: (["exact"], "exact")}
+
+
 def test_other_target_is_an_estimate(run: Run, tmp_path: Path) -> None:
     done = run(DECODER, "--target", "android-arm64", "--json", "--dry-run")
     data = json.loads(done.out)

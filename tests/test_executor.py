@@ -266,6 +266,48 @@ def test_optimized_and_session_agree(executor):
         Session(b"not a model")
 
 
+def passing_through(element_type, shape):
+    x = value_info("x", element_type, shape)
+    return serialize([helper.make_node("Identity", ["x"], ["y"])], [x], [value_info("y", element_type, shape), x])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
+def test_an_output_that_is_an_input_has_memory_of_its_own(dtype):
+    # The runtime returns what it was fed: the result changed with the caller's array.
+    session = Session(passing_through(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["n"]))
+    x = np.arange(5).astype(dtype)
+    outputs = session.run({"x": x})
+    x[:] = 7
+    np.testing.assert_array_equal(outputs["x"].astype(np.float32), np.arange(5))
+    np.testing.assert_array_equal(outputs["y"].astype(np.float32), np.arange(5))
+
+
+def test_an_output_that_is_a_scalar_fed_without_an_array():
+    # The array made of the scalar was gone when the result was read.
+    session = Session(passing_through(FLOAT, []))
+    outputs = [session.run({"x": np.float32(i)}) for i in range(50)]
+    assert [float(o["x"]) for o in outputs] == list(range(50))
+
+
+def test_a_sequence_that_is_passed_through_has_memory_of_its_own():
+    sequence = helper.make_tensor_sequence_value_info("s", FLOAT, ["n"])
+    model = serialize([helper.make_node("SequenceLength", ["s"], ["n"])], [sequence], [
+        value_info("n", TensorProto.INT64, []), sequence,
+    ])  # fmt: skip
+    x = np.ones(4, np.float32)
+    outputs = Session(model).run({"s": [x]})
+    x[:] = 7
+    np.testing.assert_array_equal(outputs["s"][0], ONES)
+
+
+def test_a_large_input_passed_through(executor):
+    # The buffer it was read into had been freed before the answer was sent: the child died of a bad address.
+    x = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    outputs = executor.run_once(passing_through(FLOAT, ["n"]), {"x": x})
+    np.testing.assert_array_equal(outputs["x"], x)
+    np.testing.assert_array_equal(outputs["y"], x)
+
+
 def test_external_weights_by_path_and_by_folder(executor, tmp_path):
     weights = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
     node = [helper.make_node("Add", ["x", "w"], ["y"])]

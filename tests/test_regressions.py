@@ -103,12 +103,161 @@ _CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         }""",
         {"x": _numbers(4)},
     ),
+    "a branch that may be taken and does not fit the shapes": (
+        # Once the shape of w was recorded, or the target of its Reshape folded, the runtime refused the model.
+        "infer-shapes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (bool c, float[4] v, float[N] x) => (float[M] y)
+        <int64[1] axes = {0}>
+        {
+          s = Shape (v)
+          n = ReduceProd <keepdims = 1> (s)
+          w = Reshape (v, n)
+          y = If (c) <then_branch = g () => (float[A] p) { u = Squeeze (w, axes) p = Add (x, u) },
+                      else_branch = h () => (float[B] r) { r = Add (x, w) }>
+        }""",
+        {"c": np.array(False), "v": _numbers(4), "x": _numbers(4)},
+    ),
+    "a branch that does not fit the shapes in it": (
+        "fold-shapes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (bool c, float[4] v, float[N] x) => (float[M] y)
+        <int64[1] axes = {0}>
+        {
+          y = If (c) <
+            then_branch = g () => (float[A] p) {
+              s = Shape (v)
+              n = ReduceProd <keepdims = 1> (s)
+              w = Reshape (v, n)
+              u = Squeeze (w, axes)
+              p = Add (x, u)
+            },
+            else_branch = h () => (float[B] r) { r = Add (x, v) }
+          >
+        }""",
+        {"c": np.array(False), "v": _numbers(4), "x": _numbers(4)},
+    ),
+    "a loop that does not run and does not fit the shapes": (
+        "infer-shapes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[4] v, int64 n, bool c, float[N] x) => (float[M] y)
+        <int64[1] axes = {0}>
+        {
+          s = Shape (v)
+          k = ReduceProd <keepdims = 1> (s)
+          w = Reshape (v, k)
+          y = Loop (n, c, x) <body = g (int64 i, bool d, float[P] z) => (bool e, float[A] p) {
+            e = Identity (d)
+            u = Squeeze (w, axes)
+            p = Add (z, u)
+          }>
+        }""",
+        {"v": _numbers(4), "n": np.array(0), "c": np.array(True), "x": _numbers(4)},
+    ),
+    "a branch whose condition follows from the shape it does not fit": (
+        # Not taken, as the shapes say: they are recorded when it is gone.
+        "inline-constant-if",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[4] v, float[N] x) => (float[M] y)
+        <int64[1] axes = {0}, int64[1] one = {1}>
+        {
+          s = Shape (v)
+          n = ReduceProd <keepdims = 1> (s)
+          w = Reshape (v, n)
+          d = Shape (w)
+          e = Equal (d, one)
+          c = Squeeze (e, axes)
+          y = If (c) <then_branch = g () => (float[A] p) { u = Squeeze (w, axes) p = Add (x, u) },
+                      else_branch = h () => (float[B] r) { r = Add (x, w) }>
+        }""",
+        {"v": _numbers(4), "x": _numbers(4)},
+    ),
+    "passes on both sides of a conversion": (
+        # The opset that the graph had before was remembered: axes became an input of Unsqueeze-11.
+        "compose-squeezes, upgrade-opset{version=11}, compose-unsqueezes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[1, 1, N] x) => (float[A, B, C] y) <int64[1] first = {0}>
+        {
+          a = Squeeze (x, first)
+          b = Squeeze (a, first)
+          c = Neg (b)
+          d = Unsqueeze (c, first)
+          y = Unsqueeze (d, first)
+        }""",
+        {"x": _numbers(1, 1, 4)},
+    ),
     "the mask of Dropout at opset 10": (
         # Its content is undefined in inference and the runtime gives false; the pass made it true.
         "eliminate-nop-dropout",
         """<ir_version: 8, opset_import: ["" : 10]> f (float[N, 4] x) => (float[N, 4] y, bool[N, 4] m)
         { a, m = Dropout (x) y = Neg (a) }""",
         {"x": _numbers(3, 4)},
+    ),
+    "a shape that was removed after it had been remembered": (
+        # Its parts were replaced by equal ones, it had no user left; the third Shape was then replaced by it.
+        "merge-equal-shapes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[N, 2, M] x)
+        => (int64[1] n, int64[1] m, int64[1] v, int64[3] w)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] end = {9}>
+        {
+          t = Transpose <perm = [1, 2, 0]> (x)
+          s = Shape (t)
+          a = Gather (s, two)
+          b = Gather (s, one)
+          u = Shape (x)
+          c = Slice (u, two, end)
+          d = Slice (u, zero, one)
+          n = Neg (a)
+          m = Neg (b)
+          e = Concat <axis = 0> (d, c)
+          v = ReduceSum (e)
+          r = Shape (x)
+          w = Neg (r)
+        }""",
+        {"x": np.zeros((3, 2, 5), np.float32)},
+    ),
+    "an axis added twice, counted from both ends": (
+        # 0 and -1 were taken for the one axis that is reduced.
+        "fuse-reduce-unsqueeze",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[4] x) => (float[A, B] y)
+        <int64[2] axes = {0, -1}>
+        { r = ReduceMin <keepdims = 0> (x) y = Unsqueeze (r, axes) }""",
+        {"x": _numbers(4)},
+    ),
+    "an axis reduced and added twice": (
+        # The same list on both sides, but the reduction takes one axis away and Unsqueeze adds two.
+        "fuse-reduce-unsqueeze",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[N] x) => (float[A, B] y)
+        <int64[2] axes = {0, -1}>
+        { r = ReduceMin <keepdims = 0> (x, axes) y = Unsqueeze (r, axes) }""",
+        {"x": _numbers(4)},
+    ),
+    "keepdims of -1": (
+        # The runtime keeps the dims for 1 only; the recorded shape had kept them.
+        "infer-shapes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[N, 4] x) => (float[N, 1] y)
+        <int64[1] axes = {1}>
+        { r = ReduceSum <keepdims = -1> (x, axes) y = Unsqueeze (r, axes) }""",
+        {"x": _numbers(3, 4)},
+    ),
+    "scales that are a matrix": (
+        # The runtime takes them; the shape rule raised TypeError.
+        "infer-shapes",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[1, 2, 3, 5] x) => (float[A, B, C, D] y)
+        <float[1, 4] scales = {1, 1, 2, 1}>
+        { y = Resize (x, , scales) }""",
+        {"x": _numbers(1, 2, 3, 5)},
+    ),
+    "the largest of floats beside padding": (
+        # Of a window of NaN and -inf the runtime takes the last; padding by itself it takes none.
+        "fuse-pad-into-pool",
+        """<ir_version: 10, opset_import: ["" : 21]> f (float[1, 1, 3, 3] x) => (float[1, 1, 3, 3] y)
+        <int64[8] p = {0, 0, 0, 0, 0, 0, 0, 1}, float low = {-inf}>
+        { t = Pad (x, p, low) y = MaxPool <kernel_shape = [1, 2]> (t) }""",
+        {"x": np.full((1, 1, 3, 3), np.nan, np.float32)},
+    ),
+    "the mean of negative zeros and padding": (
+        # Before opset 19 the runtime's sum starts with the first number: without a zero beside it, -0 stays -0.
+        "fuse-pad-into-pool",
+        """<ir_version: 10, opset_import: ["" : 18]> f (float[1, 1, 3, 3] x) => (float[1, 1, 3, 2] y)
+        <int64[8] p = {0, 0, 0, 0, 0, 0, 1, 0}>
+        { t = Pad (x, p) y = AveragePool <kernel_shape = [2, 2]> (t) }""",
+        {"x": np.full((1, 1, 3, 3), -0.0, np.float32)},
     ),
 }
 

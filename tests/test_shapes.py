@@ -292,6 +292,29 @@ def test_recorded_shapes_are_completed() -> None:
     assert not missing
 
 
+def test_a_branch_that_cannot_run_is_found() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> f (bool c, float[4] v, float[N] x) => (float[M] y)
+    <int64[1] axes = {0}, int64[1] one = {1}>
+    {
+      s = Shape (v)
+      n = ReduceProd <keepdims = 1> (s)
+      w = Reshape (v, n)
+      d = Shape (w)
+      e = Equal (d, one)
+      never = Squeeze (e, axes)
+      y = If (CONDITION) <then_branch = g () => (float[A] p) { u = Squeeze (w, AXES) p = Add (x, u) },
+                          else_branch = h () => (float[B] r) { r = Add (x, w) }>
+    }"""
+    found = {}
+    for condition in ("c", "never"):
+        for axes in ("axes", ""):
+            model = text.replace("CONDITION", condition).replace("(w, AXES)", f"(w, {axes})" if axes else "(w)")
+            facts = analyze_shapes(capture_onnx(onnx.parser.parse_model(model)))
+            found[condition, axes] = facts.conflict.op_type if facts.conflict is not None else None
+    # Without axes, and in a branch that the shapes say is not taken, there is nothing amiss.
+    assert found == {("c", "axes"): "Squeeze", ("c", ""): None, ("never", "axes"): None, ("never", ""): None}
+
+
 def test_time_is_linear() -> None:
     """The work on a chain grows with its length, and no recursion is met."""
     counts = []

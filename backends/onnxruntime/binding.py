@@ -28,9 +28,7 @@ class UnsupportedValueError(RuntimeError):
     """A value this worker cannot carry: a sparse tensor, or a sequence of elements numpy does not know."""
 
 
-def bind(
-    session: ort.InferenceSession, feeds: Mapping[str, WireValue], names: Sequence[str]
-) -> Callable[[], Any]:
+def bind(session: ort.InferenceSession, feeds: Mapping[str, WireValue], names: Sequence[str]) -> Callable[[], Any]:
     """The call that runs `session` on `feeds`, with everything that can be prepared done before it."""
     types = [arg.type for arg in session.get_outputs() if arg.name in names]
     # The runtime's OrtValue is not constructed from strings.
@@ -97,17 +95,31 @@ def _to_feed(value: WireValue) -> Any:
     return from_raw(value)
 
 
-def to_wire(result: Any) -> WireValue:
-    """A result of a bound call; tensors are views of the runtime's memory and keep it alive."""
+def read_results(results: Sequence[Any], names: Sequence[str], feeds: Mapping[str, WireValue]) -> list[WireValue]:
+    """What a bound call returned, on its way out; tensors are views of the runtime's memory and keep it alive.
+
+    For an output that is also an input the runtime returns the memory it was fed, which is not its own: copied here.
+    """
+    values: list[WireValue] = []
+    for result, name in zip(results, names, strict=True):
+        fed = feeds.get(name)
+        if isinstance(result, ort.OrtValue) and isinstance(fed, RawTensor):
+            values.append(RawTensor(fed.element_type, fed.shape, fed.data.copy()))
+        else:
+            values.append(_to_wire(result))
+    return values
+
+
+def _to_wire(result: Any) -> WireValue:
     if not isinstance(result, ort.OrtValue):
         if isinstance(result, ort.SparseTensor):
             raise UnsupportedValueError("an output is a sparse tensor")
         if isinstance(result, (int, float, str)):
             return to_raw(np.asarray(result))
         if isinstance(result, list):
-            return [to_wire(item) for item in result]
+            return [_to_wire(item) for item in result]
         if isinstance(result, dict):
-            return {key: to_wire(item) for key, item in result.items()}
+            return {key: _to_wire(item) for key, item in result.items()}
         return to_raw(result)
     element_type, shape = result.element_type(), tuple(result.shape())
     if element_type == STRING:

@@ -18,6 +18,7 @@ from opgraft.backends import cache
 from opgraft.backends.onnxruntime.executor import ExecutionFailure, Executor
 from opgraft.backends.onnxruntime.protocol import Array
 from opgraft.ir.errors import ExecutionError, UsageError
+from opgraft.ir.kernel_table import Kernel
 from opgraft.ir.target import processor_model
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ _ERROR_UNITS = 16
 # ONNX Runtime's names of the element types.
 _RUNTIME_TYPES = {"float32": "tensor(float)", "float64": "tensor(double)"}
 _CACHE_NAME = "capabilities"
-# Raise when a case is added or changed: answers of an older probe are then asked again.
-_PROBE_VERSION = 1
+# Raise when a case or what is said of its answer changes: answers of an older probe are then asked again.
+_PROBE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,6 @@ class Support:
     @property
     def runs(self) -> bool:
         return self.status in ("kernel", "converted")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """An entry of the runtime's registry: the types each type variable takes."""
-
-    domain: str
-    operator: str
-    first_opset: int
-    last_opset: int
-    types: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -90,18 +80,16 @@ class Capabilities:
         support = self.support(operator, dtype, domain)
         return support is not None and support.runs
 
-    def has_kernel(
-        self, operator: str, dtype: str | None = None, domain: str = "", opset: int | None = None
-    ) -> bool:
+    def has_kernel(self, operator: str, dtype: str | None = None, domain: str = "", opset: int | None = None) -> bool:
         """The registry has a kernel of the operator at that opset with this type among those it takes.
 
         That is necessary, not sufficient: the operator's schema may still refuse the type.
         """
         wanted = None if dtype is None else _runtime_type(dtype)
         at = opset if opset is not None else (self.newest_opset if domain == "" else 1)
+        since = _since_version(operator, domain, at)
         return any(
-            kernel.first_opset <= at <= kernel.last_opset
-            and (wanted is None or any(wanted in types for types in kernel.types.values()))
+            kernel.serves(since) and (wanted is None or any(wanted in types for types in kernel.types.values()))
             for kernel in self.kernels
             if kernel.operator == operator and kernel.domain == domain
         )
@@ -171,6 +159,16 @@ def _read_capabilities(stored: Any) -> Capabilities | None:
         return None
 
 
+def _since_version(operator: str, domain: str, opset: int) -> int:
+    """The opset that defined the operator as `opset` has it; 0 where the standard does not have it there."""
+    from onnx import defs
+
+    if defs.has(operator, opset, domain):
+        return int(defs.get_schema(operator, opset, domain).since_version)
+    # The runtime's own operators are unknown to the standard.
+    return opset if domain else 0
+
+
 def _runtime_type(dtype: str) -> str:
     return _RUNTIME_TYPES.get(dtype, f"tensor({dtype})")
 
@@ -206,9 +204,7 @@ def _probe_cases(executor: Executor, known: Capabilities) -> Iterator[Support]:
             yield Support(case.operator, case.domain, dtype, status, error, reason)
 
 
-def _try_case(
-    executor: Executor, case: Case, dtype: str, opset: int, threads: int = 1
-) -> tuple[str, float | None]:
+def _try_case(executor: Executor, case: Case, dtype: str, opset: int, threads: int = 1) -> tuple[str, float | None]:
     """Why it does not run, or the error of its first output relative to the largest expected value."""
     from opgraft.backends.onnxruntime.capability_models import build_model, cast_inputs
 

@@ -48,13 +48,11 @@ class Session:
             where = "" if isinstance(model, bytes) else str(model)
             raise ExecutionError(f"ONNX Runtime rejects it: {error}", where=where) from error
         self.inputs: tuple[TensorInfo, ...] = read_signature([signature(a) for a in self.native.get_inputs()])
-        self.outputs: tuple[TensorInfo, ...] = read_signature(
-            [signature(a) for a in self.native.get_outputs()]
-        )
+        self.outputs: tuple[TensorInfo, ...] = read_signature([signature(a) for a in self.native.get_outputs()])
 
     def run(self, inputs: Mapping[str, Value], outputs: Sequence[str] | None = None) -> dict[str, Value]:
         """The outputs (all, or those named) for these inputs."""
-        from opgraft.backends.onnxruntime.binding import bind, to_wire
+        from opgraft.backends.onnxruntime.binding import bind, read_results
 
         names = [info.name for info in self.outputs] if outputs is None else list(outputs)
         feeds = {name: to_raw(value) for name, value in inputs.items()}
@@ -62,4 +60,5 @@ class Session:
             results = bind(self.native, feeds, names)()
         except Exception as error:
             raise ExecutionError(f"ONNX Runtime rejects the run: {error}") from error
-        return {name: from_raw(to_wire(result)) for name, result in zip(names, results, strict=True)}
+        values = read_results(results, names, feeds)
+        return {name: from_raw(value) for name, value in zip(names, values, strict=True)}

@@ -25,9 +25,9 @@ import onnxruntime as ort
 from opgraft.backends.onnxruntime.binding import (
     UnsupportedValueError,
     bind,
+    read_results,
     session_options,
     signature,
-    to_wire,
 )
 from opgraft.backends.onnxruntime.protocol import Array, describe, frame_parts, frame_reader, restore
 
@@ -43,9 +43,7 @@ class Worker:
     def answer(self, header: Mapping[str, Any], buffers: Sequence[Array]) -> Reply:
         for session_id in header.get("release", ()):
             self._sessions.pop(session_id, None)
-        command: Callable[[Mapping[str, Any], Sequence[Array]], Reply] = getattr(
-            self, f"_{header['command']}"
-        )
+        command: Callable[[Mapping[str, Any], Sequence[Array]], Reply] = getattr(self, f"_{header['command']}")
         return command(header, buffers)
 
     def _load(self, header: Mapping[str, Any], buffers: Sequence[Array]) -> Reply:
@@ -75,7 +73,7 @@ class Worker:
         if not header["keep"]:
             del self._sessions[header["session"]], session
         answers: list[Array] = []
-        values = [describe(to_wire(result), answers) for result in results]
+        values = [describe(value, answers) for value in read_results(results, names, feeds)]
         return {"outputs": dict(zip(names, values, strict=True))}, answers
 
     def _time(self, header: Mapping[str, Any], buffers: Sequence[Array]) -> Reply:

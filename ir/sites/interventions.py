@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir
 from opgraft.ir.dims import Dim, names_of
+from opgraft.ir.errors import ExecutionError
 from opgraft.ir.inputs import UnsupportedInput, input_cases, integer_domain
 from opgraft.ir.program import Program
 from opgraft.ir.save import model_bytes
@@ -61,30 +62,34 @@ class InterventionReport:
         return self.n_interventions > 0 and not self.wrong
 
 
-def check_interventions(sites: Sites, runner: Runner, *, seed: int = 0, max_cuts: int = 6) -> InterventionReport:
-    """Perturb the first, a middle and the last index of every dim of the inputs and of some attention operands."""
+def check_interventions(
+    sites: Sites, runner: Runner, *, arrays: Arrays | None = None, seed: int = 0, max_cuts: int = 6
+) -> InterventionReport:
+    """Perturb the first, a middle and the last index of every dim of the inputs and of some attention operands.
+
+    `arrays`: the inputs to start from; made up where None."""
     report = InterventionReport()
     try:
-        case = next(iter(input_cases(sites.program, seed=seed, limit=1)))
+        given = arrays or next(iter(input_cases(sites.program, seed=seed, limit=1))).arrays
     except (UnsupportedInput, StopIteration) as error:
         report.skipped.append(f"no inputs can be made up: {error}")
         return report
-    bindings = _bindings_of(sites, case.arrays)
+    bindings = _bindings_of(sites, given)
     exposed = exposed_values(sites)
     model = with_outputs(sites.program, exposed)
-    base = runner.run_once(model, case.arrays)
+    base = runner.run_once(model, given)
     rng = np.random.default_rng(seed)
     prediction = Prediction(sites, bindings)
     for value in sites.program.graph.inputs:
-        if value.name in case.arrays:
-            _intervene(prediction, value, model, case.arrays, value.name or "", base, exposed, runner, rng, report)
+        if value.name in given:
+            _intervene(prediction, value, model, given, value.name or "", base, exposed, runner, rng, report)
     for value in _cuts(sites)[:max_cuts]:
         array = base.get(value.name or "")
         if array is None:
             continue
         name = f"{value.name}/given"
-        cut, given = _with_cut(sites.program, value, name, exposed), {**case.arrays, name: array}
-        _intervene(prediction, value, cut, given, name, runner.run_once(cut, given), exposed, runner, rng, report)
+        cut, fed = _with_cut(sites.program, value, name, exposed), {**given, name: array}
+        _intervene(prediction, value, cut, fed, name, runner.run_once(cut, fed), exposed, runner, rng, report)
     return report
 
 
@@ -109,7 +114,12 @@ def _intervene(
                 report.skipped.append(f"{value.name}[{position}]: {error}")
                 break
             moved = _perturbed(array, position, index, value, rng)
-            after = runner.run_once(model, {**given, name: moved})
+            try:
+                after = runner.run_once(model, {**given, name: moved})
+            except ExecutionError as error:
+                # A number that the operator does not take there: an index, a shape.
+                report.skipped.append(f"{value.name}[{position}] {index}: {error}")
+                continue
             report.n_interventions += 1
             label = f"{value.name}[{position}] {index}"
             for other in exposed:

@@ -133,8 +133,8 @@ def _means_the_same(function: onnx_ir.Function, version: int) -> bool:
     copy = function.clone()
     nodes = list(copy.all_nodes())
     shell = onnx_ir.Graph([], [], nodes=[], opset_imports={"": version}, name="shell")
-    refusals = convert_opset(onnx_ir.Model(shell, ir_version=10, functions=[copy]), version)
-    return not refusals and list(copy.all_nodes()) == nodes
+    conversion = convert_opset(onnx_ir.Model(shell, ir_version=10, functions=[copy]), version)
+    return not conversion.refusals and list(copy.all_nodes()) == nodes
 
 
 def _apply(

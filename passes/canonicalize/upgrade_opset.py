@@ -16,10 +16,11 @@ from opgraft.passes.opset.schemas import NEWEST_OPSET, OLDEST_TARGET
 class UpgradeOpset(Pass):
     """model of opset M -> model of opset N
 
-    All or nothing: the model stays as it is when one of its nodes has no equivalent at that version.
+    All or nothing: the model stays as it is when one of its nodes has no equivalent at that version, or one that the
+    target's runtime has no kernel for. EXACT where kernels that round alike run the model before and after.
     """
 
-    contract: ClassVar[Contract] = Contract.EXACT
+    contract: ClassVar[Contract] = Contract.NUMERIC
 
     version: int = 0
     """The opset to convert to, older ones included; 0 stands for the newest that the runtime runs."""
@@ -39,12 +40,14 @@ class UpgradeOpset(Pass):
         if not self.version and max(versions) > version:
             context.missed(self.name, NoMatch("the model's opset {} is newer", None, max(versions)))
             return 0
-        refusals = convert_opset(program.model, version)
-        for refusal in refusals:
+        conversion = convert_opset(program.model, version, context.kernels() if context.kernels is not None else None)
+        for refusal in conversion.refusals:
             context.missed(self.name, NoMatch(str(refusal)))
-        if refusals:
+        if conversion.refusals:
             return 0
-        # The conversion makes names of its own.
-        context.facts.pop("names", None)
-        context.applied(self, f"opset {', '.join(map(str, sorted(versions)))} -> {version}")
+        # The conversion makes names of its own, and graphs are at another opset now.
+        for stale in ("names", "opset-of-graph"):
+            context.facts.pop(stale, None)
+        contract = Contract.EXACT if conversion.is_exact else Contract.NUMERIC
+        context.applied(self, f"opset {', '.join(map(str, sorted(versions)))} -> {version}", contract)
         return 1

@@ -13,10 +13,12 @@ from functools import partial
 
 import onnx_ir
 from opgraft.ir.errors import UsageError
+from opgraft.ir.kernel_table import KernelTable
 from opgraft.passes.opset import (
     down_functions,
     down_inputs,
     down_spatial,
+    down_windows,
     up_axes,
     up_elementwise,
     up_spatial,
@@ -25,8 +27,9 @@ from opgraft.passes.opset import (
 from opgraft.passes.opset.conformity import check_types, fit_older_schema
 from opgraft.passes.opset.experimental import EXPERIMENTAL, WRITTEN_AT
 from opgraft.passes.opset.facts import Facts
+from opgraft.passes.opset.means import keeps_bits
 from opgraft.passes.opset.place import Plan, apply, detach, discard, scoped_graphs
-from opgraft.passes.opset.reviewed import is_compatible
+from opgraft.passes.opset.reviewed import is_compatible, rounds_otherwise
 from opgraft.passes.opset.schemas import (
     NEWEST_OPSET,
     OLDEST_TARGET,
@@ -46,6 +49,7 @@ ADAPTER_MODULES = (
     down_functions,
     down_inputs,
     down_spatial,
+    down_windows,
 )
 """Importing them fills the registries of `steps.py`."""
 
@@ -69,20 +73,27 @@ class OpsetRefusal:
         return f"{node}: opset {self.from_version} -> {self.to_version}: {self.reason}"
 
 
-def convert_opset(model: onnx_ir.Model, version: int) -> list[OpsetRefusal]:
+@dataclass(frozen=True)
+class Conversion:
+    """How a conversion went."""
+
+    refusals: tuple[OpsetRefusal, ...] = ()
+    """The nodes that cannot be converted; the model is unchanged unless there are none."""
+    is_exact: bool = True
+    """Whether the runtime comes to the same bits; otherwise to the same numbers with other roundings."""
+
+
+def convert_opset(model: onnx_ir.Model, version: int, kernels: KernelTable | None = None) -> Conversion:
     """Convert the default domain to `version`, in place: main graph, subgraphs and functions.
 
-    Returns:
-        The nodes that cannot be converted; the model is unchanged unless the list is empty. Weights are
-        neither read nor copied.
+    `kernels` are those of the runtime that will run the model: what it can run, it can run afterwards. Weights are
+    neither read nor copied.
 
     Raises:
         UsageError: `version` is not one that conversion targets.
     """
     if not OLDEST_TARGET <= version <= NEWEST_OPSET:
-        raise UsageError(
-            f"cannot convert to opset {version}", remedy=f"choose {OLDEST_TARGET} to {NEWEST_OPSET}"
-        )
+        raise UsageError(f"cannot convert to opset {version}", remedy=f"choose {OLDEST_TARGET} to {NEWEST_OPSET}")
     plan, refusals, facts = Plan(), list[OpsetRefusal](), Facts()
     calls = _parameters_of_calls(model)
     for scope, graph, default in scoped_graphs(model):
@@ -90,13 +101,13 @@ def convert_opset(model: onnx_ir.Model, version: int) -> list[OpsetRefusal]:
         for node in graph:
             start = default if node.version is None else node.version
             if node.domain == "" and node.op_identifier() not in model.functions:
-                refusal = _plan_node(plan, node, start, version, Scope(sure, facts))
+                refusal = _plan_node(plan, node, start, version, Scope(sure, facts, kernels))
                 refusals.extend([refusal] if refusal is not None else [])
     if refusals:
         discard(plan)
-        return refusals
+        return Conversion(tuple(refusals))
     apply(model, plan, version)
-    return []
+    return Conversion(is_exact=plan.is_exact)
 
 
 def _parameters_of_calls(model: onnx_ir.Model) -> dict[onnx_ir.OperatorIdentifier, set[str]]:
@@ -117,9 +128,7 @@ def _parameters_of_calls(model: onnx_ir.Model) -> dict[onnx_ir.OperatorIdentifie
     return known
 
 
-def _plan_node(
-    plan: Plan, node: onnx_ir.Node, start: int | None, version: int, scope: Scope
-) -> OpsetRefusal | None:
+def _plan_node(plan: Plan, node: onnx_ir.Node, start: int | None, version: int, scope: Scope) -> OpsetRefusal | None:
     walk = _Walk(version, scope, plan.created)
     try:
         if start is None:
@@ -129,9 +138,11 @@ def _plan_node(
         if schema_at(node.op_type, start) is None and not _is_experimental(node.op_type, start):
             raise CannotConvertError("the operator is not part of that version of the standard")
         nodes = walk.carry(node, start)
+        keeps = keeps_bits(node, start, nodes, version, scope)
     except (CannotConvertError, *_MALFORMED) as refusal:
         reason = str(refusal) if isinstance(refusal, CannotConvertError) else f"malformed node: {refusal!r}"
         return OpsetRefusal(reason, node.name or "", node.op_type, start or 0, version)
+    plan.is_exact = plan.is_exact and keeps and not walk.rounds
     if nodes != [node]:
         plan.replacements.append((node, nodes, [walk.current(v) for v in walk.results[node]]))
     return None
@@ -146,6 +157,8 @@ class _Walk:
         self._created = created
         self._renamed: dict[onnx_ir.Value, onnx_ir.Value] = {}
         self.results: dict[onnx_ir.Node, list[onnx_ir.Value | None]] = {}
+        self.rounds = False
+        """Whether what was written comes to other roundings."""
 
     def current(self, value: onnx_ir.Value | None) -> onnx_ir.Value | None:
         while value is not None and value in self._renamed:
@@ -161,20 +174,20 @@ class _Walk:
             if step is None:
                 return [node]
             change, at_next = step
+            self.rounds = self.rounds or rounds_otherwise(node.op_type, change)
             nodes = self._rewrite(node, at, at_next, partial(_adapt, change=change))
             if nodes is not None:
                 return nodes
             at = at_next
 
-    def _rewrite(
-        self, node: onnx_ir.Node, at: int, at_next: int, adapter: Adapter
-    ) -> list[onnx_ir.Node] | None:
+    def _rewrite(self, node: onnx_ir.Node, at: int, at_next: int, adapter: Adapter) -> list[onnx_ir.Node] | None:
         """What `adapter` makes of the node, carried on to the target; None when it leaves the node alone."""
         site = Site(node, at, at_next, self._target, self._scope)
         try:
             results = adapter(site)
         finally:
             self._created.update((emitted, None) for emitted, _ in site.emitted)
+        self.rounds = self.rounds or site.rounds
         if results is None:
             return None
         self._replace(node, results)

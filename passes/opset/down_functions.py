@@ -21,6 +21,34 @@ def cast_to_known_type(site: Site) -> Results:
     return [site.emit_one("Cast", (site.operand(0),), {"to": int(dtype)})]
 
 
+@downgrade(17, "LayerNormalization")
+def expand_layer_normalization(site: Site) -> Results:
+    """d = x - mean(x); d / sqrt(mean(d^2) + epsilon) * scale + bias.
+
+    The standard's own body subtracts mean(x)^2 from mean(x^2), which loses digits beside a large mean.
+    """
+    dtype, axis = site.dtype(), int(site.attribute("axis"))
+    if dtype is None or (axis >= 0 and site.rank() is None):
+        return expand(site)
+    site.rounds = True
+    stash = onnx_ir.DataType(int(site.attribute("stash_type")))
+    axes = {"axes": list(range(axis if axis < 0 else axis - site.known_rank(), 0))}
+    x = site.operand(0) if dtype == stash else site.emit_one("Cast", (site.operand(0),), {"to": int(stash)})
+    mean = site.emit_one("ReduceMean", (x,), axes)
+    deviation = site.emit_one("Sub", (x, mean))
+    variance = site.emit_one("ReduceMean", (site.emit_one("Mul", (deviation, deviation)),), axes)
+    epsilon = site.literal(np.array(site.attribute("epsilon"), dtype=np.float32).astype(stash.numpy()))
+    norm = site.emit_one("Sqrt", (site.emit_one("Add", (variance, epsilon)),))
+    normal = site.emit_one("Div", (deviation, norm))
+    if dtype != stash:
+        normal = site.emit_one("Cast", (normal,), {"to": int(dtype)})
+    result = site.emit_one("Mul", (normal, site.operand(1)))
+    if site.input(2) is not None:
+        result = site.emit_one("Add", (result, site.operand(2)))
+    others = [mean, site.emit_one("Reciprocal", (norm,)) if site.is_used(2) else None]
+    return [result, *others][: len(site.node.outputs)]
+
+
 @downgrade(21, "GroupNormalization")
 def expand_group_normalization(site: Site) -> Results:
     """Version 18 had one scale per group, which cannot express one per channel."""
@@ -35,6 +63,7 @@ def expand_rms_normalization(site: Site) -> Results:
         raise CannotConvertError("the element type is not recorded; run shape inference first")
     if site.dtype(1) not in (None, dtype):
         raise CannotConvertError("the scale is of another element type than the data")
+    site.rounds = True
     axis = int(site.attribute("axis"))
     axes = list(range(axis, 0)) if axis < 0 else list(range(axis - site.known_rank(), 0))
     x = site.operand(0) if dtype == stash else site.emit_one("Cast", (site.operand(0),), {"to": int(stash)})
@@ -54,13 +83,10 @@ def expand(site: Site) -> Results:
     body = _body(site, schema)
     if body is None:
         first = schema.since_version if schema is not None else site.since
-        raise CannotConvertError(
-            f"{site.node.op_type} exists since opset {first} and has no older equivalent"
-        )
+        raise CannotConvertError(f"{site.node.op_type} exists since opset {first} and has no older equivalent")
     function, version, output_names = body
-    mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = dict(
-        zip(function.inputs, site.node.inputs, strict=False)
-    )
+    site.rounds = True
+    mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = dict(zip(function.inputs, site.node.inputs, strict=False))
     attributes = _actual_attributes(site, schema)
     for inner in function:
         outputs = site.emit(
@@ -129,9 +155,7 @@ def _type_proto(site: Site, index: int) -> Any:
         return onnx.TypeProto()
     dtype = site.facts.dtype_of(value)
     if dtype is None:
-        raise CannotConvertError(
-            f"the element type of input {index} is not recorded; run shape inference first"
-        )
+        raise CannotConvertError(f"the element type of input {index} is not recorded; run shape inference first")
     return onnx.helper.make_tensor_type_proto(int(dtype), site.facts.dims_of(value))
 
 

@@ -19,9 +19,7 @@ def axes_to_attribute(site: Site) -> Results:
     """Reduce(x, [...]) -> Reduce(x, axes=[...])."""
     axes = site.known_constant(1, "the axes")
     if axes is not None and axes.size:
-        return site.again(
-            (site.operand(0),), drop=["noop_with_empty_axes"], axes=[int(a) for a in axes.ravel()]
-        )
+        return site.again((site.operand(0),), drop=["noop_with_empty_axes"], axes=[int(a) for a in axes.ravel()])
     if site.attribute("noop_with_empty_axes"):
         if site.node.op_type in _PLAIN_REDUCTIONS:
             return [site.emit_one("Identity", (site.operand(0),))]
@@ -276,3 +274,20 @@ def require_defined_remainder(site: Site) -> Results:
 def keep_floats(site: Site) -> Results:
     """The older version took integers besides."""
     return fit_older_schema(site) or site.again()
+
+
+@downgrade(8, "Max", "Mean", "Min", "Sum")
+def require_equal_shapes(site: Site) -> Results:
+    """Before version 8 all operands were of one shape."""
+    shapes = [_spelled_dims(site, index) for index in range(len(site.node.inputs))]
+    if len(shapes) > 1 and (None in shapes or any(shape != shapes[0] for shape in shapes)):
+        raise CannotConvertError(f"opset {site.version} does not broadcast, and the operands may be of other shapes")
+    return None
+
+
+def _spelled_dims(site: Site, index: int) -> list[int | str] | None:
+    """The dims of an input, dynamic ones by their names; None when one of them has no name."""
+    shape = site.operand(index).shape
+    dims = site.dims(index) if shape is None else [d if isinstance(d, int) else d.value for d in shape]
+    known = [d for d in dims or () if d is not None]
+    return known if dims is not None and len(known) == len(dims) else None

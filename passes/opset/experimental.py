@@ -84,9 +84,7 @@ def scaled_tanh(site: Site) -> list[onnx_ir.Value]:
 def parametric_softplus(site: Site) -> list[onnx_ir.Value]:
     """alpha * log(exp(beta * x) + 1)."""
     inner = site.emit_one("Mul", (site.operand(0), site.scalar_like(_number(site, "beta", 1.0))))
-    return site.emit(
-        "Mul", (site.emit_one("Softplus", (inner,)), site.scalar_like(_number(site, "alpha", 1.0)))
-    )
+    return site.emit("Mul", (site.emit_one("Softplus", (inner,)), site.scalar_like(_number(site, "alpha", 1.0))))
 
 
 def image_scaler(site: Site) -> list[onnx_ir.Value]:

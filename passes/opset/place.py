@@ -18,6 +18,8 @@ class Plan:
     """(node of the model, the nodes that stand for it, what stands for its outputs)."""
     created: dict[onnx_ir.Node, None] = field(default_factory=dict)
     """Every node written, those included that were themselves rewritten; in order."""
+    is_exact: bool = True
+    """Whether what is run afterwards rounds as what was run before."""
 
 
 def scoped_graphs(
@@ -68,9 +70,7 @@ def apply(model: onnx_ir.Model, plan: Plan, version: int) -> None:
     _set_ir_version(model, version, lowered)
 
 
-def _replace(
-    old: onnx_ir.Node, nodes: list[onnx_ir.Node], results: list[onnx_ir.Value | None], names: _Names
-) -> None:
+def _replace(old: onnx_ir.Node, nodes: list[onnx_ir.Node], results: list[onnx_ir.Value | None], names: _Names) -> None:
     graph = old.graph
     if graph is None:
         raise ValueError(f"node {old.name!r} belongs to no graph")
@@ -80,8 +80,7 @@ def _replace(
             after.shape = before.shape if before.shape is not None else after.shape
             after.metadata_props.update(before.metadata_props)
             after.name, before.name = before.name, None
-    for node in nodes:
-        names.give(node, old)
+    names.give(nodes, old)
     graph.insert_before(old, nodes)
     for before, after in zip(old.outputs, results, strict=True):
         if after is not None:
@@ -127,26 +126,31 @@ def _set_ir_version(model: onnx_ir.Model, version: int, lowered: bool) -> None:
 
 
 class _Names:
-    """Names that no value of the model has yet, in any graph: a subgraph must not shadow an outer value."""
+    """Names that nothing in the model has yet, in any graph: a subgraph must not shadow an outer value."""
 
     def __init__(self, model: onnx_ir.Model) -> None:
-        self._taken = {name for _, graph, _ in scoped_graphs(model) for name in _value_names(graph)}
+        graphs = [graph for _, graph, _ in scoped_graphs(model)]
+        self._values = {name for graph in graphs for name in _value_names(graph)}
+        self._nodes = {node.name for graph in graphs for node in graph if node.name}
 
-    def give(self, node: onnx_ir.Node, origin: onnx_ir.Node) -> None:
-        """Name the outputs of `node`, written for `origin`, and those inside its subgraphs."""
+    def give(self, nodes: list[onnx_ir.Node], origin: onnx_ir.Node) -> None:
+        """Name the nodes written for `origin`, which goes, their outputs, and those inside their subgraphs."""
         stem = origin.name or next((v.name for v in origin.outputs if v.name), None) or origin.op_type
-        for value in _unnamed(node):
-            value.name = self._fresh(f"{stem}/{node.op_type}")
-        if node.name is None:
-            node.name = f"{origin.name}/{node.op_type}" if origin.name else ""
+        self._nodes.discard(origin.name or "")
+        for node in nodes:
+            for value in _unnamed(node):
+                value.name = _fresh(f"{stem}/{node.op_type}", self._values)
+            wanted = (node.name or f"{origin.name}/{node.op_type}") if origin.name else ""
+            node.name = _fresh(wanted, self._nodes) if wanted else ""
 
-    def _fresh(self, stem: str) -> str:
-        name, count = stem, 0
-        while name in self._taken:
-            count += 1
-            name = f"{stem}_{count}"
-        self._taken.add(name)
-        return name
+
+def _fresh(stem: str, taken: set[str]) -> str:
+    name, count = stem, 0
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    taken.add(name)
+    return name
 
 
 def _unnamed(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:

@@ -109,6 +109,15 @@ NEW_VALUES: dict[tuple[str, int], tuple[str, frozenset[str]]] = {
 """Values of an existing attribute that only exist since a version: older versions do not know them."""
 
 
+ROUNDINGS: dict[int, str] = {
+    19: "AveragePool",
+}
+"""Changes that are no change of meaning, at which ONNX Runtime goes over to a kernel that rounds otherwise.
+
+AveragePool-19 adds up a window in another order than AveragePool-11.
+"""
+
+
 @cache
 def compatible_changes() -> dict[tuple[str, int], str]:
     """(operator, version that changed it) -> the reason for which an older node stays as it is."""
@@ -124,3 +133,8 @@ def compatible_changes() -> dict[tuple[str, int], str]:
 def is_compatible(op_type: str, version: int) -> bool:
     """Whether nodes of `op_type` written before `version` may stay as they are at it."""
     return (op_type, version) in compatible_changes()
+
+
+def rounds_otherwise(op_type: str, version: int) -> bool:
+    """Whether the runtime's kernels from `version` on round otherwise than those before it."""
+    return op_type in ROUNDINGS.get(version, "").split()

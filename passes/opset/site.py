@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+from opgraft.ir.kernel_table import KernelTable
 from opgraft.passes.opset.facts import Facts, constant_of
 from opgraft.passes.opset.schemas import default_of, schema_at
 
@@ -25,6 +26,8 @@ class Scope:
     sure_parameters: set[str] = field(default_factory=set)
     """Function parameters that every call supplies: a reference to one always yields an attribute."""
     facts: Facts = field(default_factory=Facts)
+    kernels: KernelTable | None = None
+    """Those of the runtime that will run the model, where they are known."""
     wanted: set[onnx_ir.Value] = field(default_factory=set)
     """Outputs of new nodes that stand for outputs the model reads, though nothing is connected to them yet."""
 
@@ -47,6 +50,8 @@ class Site:
         self.version = version
         self.target = target
         self.emitted: list[tuple[onnx_ir.Node, int]] = []
+        self.rounds = False
+        """Set by an adapter whose nodes do the same arithmetic with other roundings."""
         self._scope = scope
         self.facts = scope.facts
 
@@ -125,17 +130,13 @@ class Site:
         if self.upward and at > self.target:
             raise CannotConvertError(f"needs {op_type} of opset {at}")
         if isinstance(attributes, Mapping):
-            attributes = onnx_ir.convenience.convert_attributes(
-                {k: v for k, v in attributes.items() if v is not None}
-            )
+            attributes = onnx_ir.convenience.convert_attributes({k: v for k, v in attributes.items() if v is not None})
         node = onnx_ir.Node("", op_type, inputs, attributes, num_outputs=n_outputs)
         node.metadata_props.update(self.node.metadata_props)
         self.emitted.append((node, at))
         return list(node.outputs)
 
-    def emit_one(
-        self, op_type: str, inputs: Inputs = (), attributes: Any = (), *, version: int = 0
-    ) -> onnx_ir.Value:
+    def emit_one(self, op_type: str, inputs: Inputs = (), attributes: Any = (), *, version: int = 0) -> onnx_ir.Value:
         """`emit` for the usual operator of one output."""
         return self.emit(op_type, inputs, attributes, version=version)[0]
 
@@ -150,9 +151,7 @@ class Site:
     ) -> list[onnx_ir.Value]:
         """Write the node again with other inputs or attributes; the outputs keep their types and shapes."""
         kept = [a for name, a in self.node.attributes.items() if name not in {*drop, *attributes}]
-        changed = onnx_ir.convenience.convert_attributes(
-            {k: v for k, v in attributes.items() if v is not None}
-        )
+        changed = onnx_ir.convenience.convert_attributes({k: v for k, v in attributes.items() if v is not None})
         outputs = self.emit(
             op_type or self.node.op_type,
             trim(self.node.inputs if inputs is None else inputs),

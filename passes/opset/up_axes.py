@@ -134,11 +134,7 @@ def k_to_input(site: Site) -> Results:
     if k is None:
         raise CannotConvertError("TopK without k")
     number = site.attribute("k") if not site.node.attributes["k"].is_ref() else None
-    count = (
-        site.literal([int(number)])
-        if number is not None
-        else site.emit_one("Reshape", (k, site.literal([1])))
-    )
+    count = site.literal([int(number)]) if number is not None else site.emit_one("Reshape", (k, site.literal([1])))
     return site.again((site.operand(0), count), drop=["k"])
 
 

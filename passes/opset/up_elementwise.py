@@ -76,9 +76,7 @@ def _align(site: Site, right: onnx_ir.Value, axis: int) -> onnx_ir.Value:
         start = axis + rank_left if axis < 0 else axis
         missing = rank_left - start - rank_right
         if missing < 0:
-            raise CannotConvertError(
-                f"axis {axis} puts an operand of rank {rank_right} beyond rank {rank_left}"
-            )
+            raise CannotConvertError(f"axis {axis} puts an operand of rank {rank_right} beyond rank {rank_left}")
         axes = list(range(rank_right, rank_right + missing))
         return site.emit_one("Unsqueeze", (right,), {"axes": axes}) if axes else right
     if axis < 0:

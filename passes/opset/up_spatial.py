@@ -53,9 +53,7 @@ def spell_resize_coordinates(site: Site) -> Results:
 
 def _resize(site: Site, x: onnx_ir.Value, scales: onnx_ir.Value, rounding: str | None) -> onnx_ir.Value:
     no_roi = site.literal(np.array([], dtype=np.float32))
-    return site.again(
-        (x, no_roi, scales), coordinate_transformation_mode="asymmetric", nearest_mode=rounding
-    )[0]
+    return site.again((x, no_roi, scales), coordinate_transformation_mode="asymmetric", nearest_mode=rounding)[0]
 
 
 @upgrade(13, "Resize")

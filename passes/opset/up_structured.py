@@ -22,10 +22,9 @@ def spread_activations(site: Site) -> Results:
         return site.again(drop=["spatial"]) if "spatial" in site.node.attributes else None
     if any(site.is_used(i) for i in range(1, 5)):
         raise CannotConvertError("BatchNormalization per activation (spatial=0) in training mode")
+    site.rounds = True
     x, scale, bias, mean, var = (site.operand(i) for i in range(5))
-    deviation = site.emit_one(
-        "Sqrt", (site.emit_one("Add", (var, site.scalar_like(site.attribute("epsilon")))),)
-    )
+    deviation = site.emit_one("Sqrt", (site.emit_one("Add", (var, site.scalar_like(site.attribute("epsilon")))),))
     normal = site.emit_one("Div", (site.emit_one("Sub", (x, mean)), deviation))
     y = site.emit_one("Add", (site.emit_one("Mul", (normal, scale)), bias))
     return [y, *[None] * (len(site.node.outputs) - 1)]
@@ -40,9 +39,7 @@ def spell_training_mode(site: Site) -> Results:
     if count == 1:
         return None
     if not (site.is_used(1) or site.is_used(2)):
-        raise CannotConvertError(
-            "BatchNormalization with several outputs, none of which is read: which mode?"
-        )
+        raise CannotConvertError("BatchNormalization with several outputs, none of which is read: which mode?")
     return site.again(n_outputs=min(count, 3), training_mode=1) + [None] * max(count - 3, 0)
 
 
