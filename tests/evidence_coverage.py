@@ -235,37 +235,55 @@ def is_right(row: dict[str, Any]) -> bool:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    done = [r for r in rows if r["outcome"] == "captured"]
-    checked = [r for r in done if "interventions" in r]
-    n_dims, n_unknown = sum(r["dims"] for r in done), sum(r["unknown"] for r in done)
     lines = [
         "# Coverage",
         "",
         "Written by `make evidence-coverage` from `evidence/coverage.jsonl`.",
         f"Versions: {versions()}.",
         "",
-        f"- {len({r['name'] for r in rows})} architectures, {len(rows)} cells (architecture, sizes, export form); "
-        f"{len(done)} captured, {sum(r['outcome'] == 'export failed' for r in rows)} that the exporter refuses, "
-        f"{sum(r['outcome'] == 'failed' for r in rows)} failed here",
-        f"- simplified and verified at every shape tried: {sum(r['verified'] == r['shapes'] for r in done)} of {len(done)} "
-        f"({sum(r['same'] == r['shapes'] for r in done)} with the same bits)",
-        f"- attention: {sum(r['expected'] for r in done)} expected, {sum(r['attention'] for r in done)} found; "
-        f"cells with one missing {sum(bool(r['missing']) for r in done)}, with a wrong one {sum(bool(r['wrong']) for r in done)}",
-        f"- roles: {n_dims - n_unknown} of {n_dims} dims have one ({n_unknown / max(n_dims, 1):.2%} unknown); "
-        f"{sum(r['roles_checked'] for r in done)} held against submodules' results, "
-        f"{sum(len(r['roles_wrong']) for r in done)} wrong",
-        f"- interventions: {sum(r['interventions'] for r in checked)} on {len({r['name'] for r in checked if r['interventions']})} "
-        f"architectures, {sum(r['bounded'] for r in checked)} values bounded, "
-        f"{sum(len(r['contradicted']) for r in checked)} claims contradicted",
+        *_totals(rows),
         "",
-        "| architecture | captured | nodes | simplified | verified | attention | other sites | dims with a role | interventions |",
+        "| architecture | captured | nodes | simplified | verified | attention | other sites | roles | tried |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    done = [r for r in rows if r["outcome"] == "captured"]
     for name in dict.fromkeys(r["name"] for r in rows):
         lines.append(_line(name, [r for r in done if r["name"] == name], [r for r in rows if r["name"] == name]))
     lines += ["", "## Gaps", ""]
     lines += [f"- {gap}" for gap in _gaps(rows)] or ["None."]
     return "\n".join(lines) + "\n"
+
+
+def _totals(rows: list[dict[str, Any]]) -> Iterator[str]:
+    done = [r for r in rows if r["outcome"] == "captured"]
+    checked = [r for r in done if "interventions" in r]
+
+    def total(key: str, of: list[dict[str, Any]] = done) -> int:
+        return sum(len(r[key]) if isinstance(r[key], list) else r[key] for r in of)
+
+    refused = sum(r["outcome"] == "export failed" for r in rows)
+    failed = sum(r["outcome"] == "failed" for r in rows)
+    yield (
+        f"- {len({r['name'] for r in rows})} architectures, {len(rows)} cells (architecture, sizes, export form): "
+        f"{len(done)} captured, {refused} that the exporter refuses, {failed} failed here"
+    )
+    verified = sum(r["verified"] == r["shapes"] for r in done)
+    same = sum(r["same"] == r["shapes"] for r in done)
+    yield f"- simplified and verified at every shape tried: {verified} of {len(done)} ({same} with the same bits)"
+    yield (
+        f"- attention: {total('expected')} expected, {total('attention')} found; cells with one missing "
+        f"{sum(bool(r['missing']) for r in done)}, with a wrong one {sum(bool(r['wrong']) for r in done)}"
+    )
+    yield (
+        f"- roles: {total('dims') - total('unknown')} of {total('dims')} dims have one "
+        f"({total('unknown') / max(total('dims'), 1):.2%} unknown); {total('roles_checked')} held against the results "
+        f"of submodules, {total('roles_wrong')} wrong"
+    )
+    tried = {r["name"] for r in checked if r["interventions"]}
+    yield (
+        f"- interventions (the column `tried`): {total('interventions', checked)} on {len(tried)} architectures, "
+        f"{total('bounded', checked)} values bounded, {total('contradicted', checked)} claims contradicted"
+    )
 
 
 def _line(name: str, done: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

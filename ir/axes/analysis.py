@@ -103,8 +103,12 @@ class _Analysis:
         rule = axis_rule(node.domain, node.op_type)
         if rule is None:
             n.opaque(f"no rule for {node.domain or 'ai.onnx'}::{node.op_type}")
-        else:
+            return
+        try:
             rule(n)
+        except (ValueError, IndexError):
+            # Recorded shapes may be wrong; the runtime will say so.
+            n.opaque("the shapes do not fit the operator")
 
 
 def _is_constant(node: onnx_ir.Node, constant: set[onnx_ir.Value]) -> bool:

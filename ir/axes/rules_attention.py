@@ -69,8 +69,9 @@ def _head_digit(in_size: Size, out_size: Size, in_heads: int, out_heads: int) ->
 
 def _attention(n: NodeAxes) -> None:
     """ai.onnx Attention."""
-    has_past = len(n.node.inputs) > 4 and n.node.inputs[4] is not None
-    causal = bool(n.int_attribute("is_causal", 0)) and not has_past
+    # With a past, or with padding behind the keys, the order is counted from elsewhere.
+    shifted = any(len(n.node.inputs) > p and n.node.inputs[p] is not None for p in (4, 6))
+    causal = bool(n.int_attribute("is_causal", 0)) and not shifted
     heads = n.int_attribute("q_num_heads", 0) or None
     kv_heads = n.int_attribute("kv_num_heads", 0) or None
     _relate_attention(n, heads, kv_heads, Direction.FORWARD if causal else Direction.BOTH)

@@ -56,6 +56,9 @@ def _scan(n: NodeAxes) -> None:
     """Inputs: states, sequences. Body: states, elements -> states, elements collected."""
     (body,) = direct_subgraphs(n.node)
     n_sequences = n.int_attribute("num_scan_inputs", 0)
+    if len(body.inputs) != len(n.node.inputs):
+        n.opaque("a Scan over samples, as before opset 9")
+        return
     n_states = len(n.node.inputs) - n_sequences
     n_collected = len(n.node.outputs) - n_states
     in_axes = n.ints_attribute("scan_input_axes") or [0] * n_sequences

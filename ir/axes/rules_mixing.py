@@ -126,7 +126,8 @@ def _batch_normalization(n: NodeAxes) -> None:
     if ins is None or outs is None:
         n.opaque(_UNKNOWN)
         return
-    n.all_same(ins, outs)
+    trains = bool(n.int_attribute("training_mode", 0))
+    relate_mixed(n, ins, outs, [i for i in range(len(ins)) if i != 1] if trains else ())
     if len(outs) > 1:
         for position in range(1, 5):
             for source in n.operand(position) or ():
@@ -193,7 +194,7 @@ def _recurrent(n: NodeAxes) -> None:
         n.same(ins[1], outs[-2])
         for numbers in (weight, recurrent):
             n.same(numbers[0], outs[-3])
-        n.same(recurrent[2], outs[-1])
+        n.mixed(recurrent[2], outs[-1])
         n.scrambled(weight[1], outs[-1])
         for position in (5, 6):
             for source, target in zip(n.operand(position) or (), outs[-3:], strict=False):

@@ -44,6 +44,9 @@ def _squeeze(n: NodeAxes) -> None:
         return
     ins, outs = found
     axes = n.ints("axes", 1)
+    if axes is None and len(n.node.inputs) > 1 and n.node.inputs[1] is not None:
+        relate_view(n, ins, outs)
+        return
     gone = {a % len(ins) for a in axes} if axes is not None else {i for i, d in enumerate(ins) if n.size(d) == 1}
     n.all_same([source for index, source in enumerate(ins) if index not in gone], outs)
     for index in sorted(gone):

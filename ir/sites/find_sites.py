@@ -18,18 +18,17 @@ from opgraft.ir.sites.layers import (
     GatedMlp,
     Linear,
     Mlp,
-    Norm,
     Residual,
     find_convolutions,
     find_embeddings,
     find_linears,
     find_mlps,
-    find_norms,
     find_recurrences,
     find_residuals,
     find_routers,
 )
 from opgraft.ir.sites.masks import Mask, classify_masks
+from opgraft.ir.sites.norms import Norm, find_norms
 from opgraft.ir.sites.probe import small_bindings
 from opgraft.ir.sites.rotary import find_rotary
 

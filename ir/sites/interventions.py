@@ -106,6 +106,9 @@ def _intervene(
     report: InterventionReport,
 ) -> None:
     array = given[name]
+    if array.dtype.kind not in "biuf":
+        report.skipped.append(f"{value.name}: {array.dtype} is not perturbed")
+        return
     for position, size in enumerate(array.shape):
         for index in sorted({0, size // 2, size - 1}) if size else ():
             try:

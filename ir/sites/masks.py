@@ -195,8 +195,12 @@ class _Evaluator:
     def _pattern(self, addend: Addend, given: Mapping[onnx_ir.Value, np.ndarray], bindings: Bindings) -> _Pattern:
         (array,) = evaluate_part(self.program, self.axes, [addend.value], given)
         size = (size_under(self.axes, addend.query, bindings), size_under(self.axes, addend.key, bindings))
+        if array.ndim > addend.rank:
+            raise ProbeError("has more dims than the scores")
         array = array.reshape((1,) * (addend.rank - array.ndim) + array.shape)
         array = np.moveaxis(array, (addend.query_axis, addend.key_axis), (-2, -1))
+        if any(have not in (1, wanted) for have, wanted in zip(array.shape[-2:], size, strict=True)):
+            raise ProbeError("does not fit queries and keys alone: there are earlier keys")
         if addend.keeps_where is not None:
             return _Pattern(array.astype(bool) == addend.keeps_where, False, size)
         numbers = array.astype(np.float64)

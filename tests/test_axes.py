@@ -1,0 +1,152 @@
+"""Dim relations: views that are taken back, sizes that collide, and every operator held against interventions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from opgraft.backends.onnxruntime.executor import Executor
+from opgraft.ir.axes import AxisGraph, Kind, analyze_axes
+from opgraft.ir.axes.digits import digits_of
+from opgraft.ir.axes.origins import Origins
+from opgraft.ir.capture_onnx import capture_onnx
+from opgraft.ir.dims import dim
+from opgraft.ir.program import Program
+
+sys.path.insert(0, str(Path(__file__).parent))
+from operator_interventions import examine, sample_cases
+
+
+def parse(text: str, **weights: np.ndarray) -> Program:
+    model = onnx.parser.parse_model(text)
+    for name, array in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return capture_onnx(model)
+
+
+def value(program: Program, name: str):
+    found = {v.name: v for v in program.graph.inputs}
+    found.update({v.name: v for node in program.graph for v in node.outputs})
+    return found[name]
+
+
+def sources(graph: AxisGraph, program: Program, name: str, position: int, *kinds: Kind) -> set[str]:
+    """The dims that the dim comes from by these kinds of relations, as text."""
+    number = graph.of(value(program, name))[position]
+    return {str(graph.axes[r.source]) for r in graph.into[number] if r.kind in kinds}
+
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21]> '
+
+
+def test_heads_split_and_merged_are_the_channel_again() -> None:
+    """All sizes are 4 or 16, so that only the order of digits tells the dims apart."""
+    program = parse(
+        HEAD + "f (float[4,4,16] x) => (float[4,4,16] y) <int64[4] s = {4,4,4,4}, int64[3] m = {4,4,16}>"
+        "{ a = Reshape (x, s) t = Transpose <perm = [0, 2, 1, 3]> (a) u = Transpose <perm = [0, 2, 1, 3]> (t)"
+        "  y = Reshape (u, m) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "t", 1, Kind.SAME) == {"a[2]"}
+    assert sources(graph, program, "y", 2, Kind.RESTORED) == {"x[2]"}
+    assert sources(graph, program, "y", 0, Kind.SAME) == {"u[0]"}
+
+
+def test_heads_merged_in_another_order_are_not_the_channel() -> None:
+    program = parse(
+        HEAD + "f (float[4,4,16] x) => (float[4,4,16] y) <int64[4] s = {4,4,4,4}, int64[3] m = {4,4,16}>"
+        "{ a = Reshape (x, s) t = Transpose <perm = [0, 1, 3, 2]> (a) y = Reshape (t, m) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "y", 2, Kind.RESTORED) == set()
+
+
+def test_samples_and_heads_merged_at_once() -> None:
+    """[T, B, C] -> [T, B * H, D]: one view that splits the channel and merges the heads with the samples."""
+    program = parse(
+        HEAD + "f (float[5,4,12] x) => (float[5,4,3,4] z) <int64[3] s = {5,12,4}, int64[4] b = {5,4,3,4}>"
+        "{ y = Reshape (x, s) z = Reshape (y, b) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "z", 1, Kind.RESTORED) == {"x[1]"}
+    assert len(graph.components(graph.of(value(program, "y"))[1])) == 2
+
+
+def test_windows_of_an_image_are_taken_back() -> None:
+    program = parse(
+        HEAD + "f (float[N,8,8,6] x) => (float[N,8,8,6] y)"
+        " <int64[6] s = {-1,2,4,2,4,6}, int64[3] w = {-1,16,6}, int64[6] r = {-1,2,2,4,4,6}, int64[4] m = {-1,8,8,6}>"
+        "{ a = Reshape (x, s) b = Transpose <perm = [0,1,3,2,4,5]> (a) c = Reshape (b, w) d = Reshape (c, r)"
+        "  e = Transpose <perm = [0,1,3,2,4,5]> (d) y = Reshape (e, m) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "y", 1, Kind.RESTORED) == {"x[1]"}
+    assert sources(graph, program, "y", 2, Kind.RESTORED) == {"x[2]"}
+
+
+def test_uses_of_a_shared_constant_are_apart() -> None:
+    program = parse(
+        HEAD + "f (float[4,4] x) => (float[4,4] z) { y = Add (x, zeros) t = Transpose (y) z = Add (t, zeros) }",
+        zeros=np.zeros(4, np.float32),
+    )
+    graph = analyze_axes(program)
+    first, second = (graph.operand(node, 1) for node in program.graph if node.op_type == "Add")
+    assert first is not None
+    assert second is not None
+    assert set(first).isdisjoint(second)
+
+
+def test_origins_follow_the_data_and_not_its_bias() -> None:
+    program = parse(
+        HEAD + "f (float[N,4] x) => (float[N,4] z) { y = MatMul (x, w) z = Add (y, table) }",
+        w=np.ones((4, 4), np.float32),
+        table=np.ones((4, 4), np.float32),
+    )
+    graph = analyze_axes(program)
+    origins = Origins(graph)
+    rows, columns = graph.of(value(program, "z"))
+    assert origins.is_input(rows)
+    assert origins.is_weight(columns)
+    assert origins.roots[rows] == frozenset(graph.of(program.graph.inputs[0])[:1])
+
+
+def test_digits_of_symbolic_shapes() -> None:
+    batch, length = dim("batch"), dim("length")
+    digits, left, right = digits_of([batch, length, 12], [batch * length, 3, 4])
+    assert not left
+    assert not right
+    assert {(d.source, d.target, str(d.in_stride), str(d.out_stride)) for d in digits} == {
+        (0, 0, "1", "length"),
+        (1, 0, "1", "1"),
+        (2, 1, "4", "1"),
+        (2, 2, "1", "1"),
+    }
+
+
+def test_views_without_a_common_radix_are_not_followed() -> None:
+    digits, left, right = digits_of([dim("batch"), 6, 10, 7], [dim("batch"), 4, 15, 7])
+    assert {(d.source, d.target) for d in digits} == {(0, 0), (3, 3)}
+    assert (left, right) == ([1, 2], [1, 2])
+
+
+def test_what_is_not_known_has_a_reason_and_a_place() -> None:
+    program = parse(HEAD + "f (float[N,4] x) => (int64[2,M] y) { y = NonZero (x) }")
+    graph = analyze_axes(program)
+    (node,) = program.graph
+    assert graph.opaque[node] == "which elements come out depends on the numbers"
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with Executor(time_limit_s=60) as running:
+        yield running
+
+
+def test_operators_move_what_their_rules_say(executor: Executor) -> None:
+    """A sample of the operator tests: no element moves where the rule says that none can. `make evidence-axes`: all."""
+    rows = [examine(case, executor) for case in sample_cases()]
+    assert [row for row in rows if row.get("wrong")] == []
+    assert len({row["operator"] for row in rows if row.get("bounded")}) > 40

@@ -1,0 +1,190 @@
+"""Sites: attention, masks and rotary positions by what they compute; refusals; ground truth on a sample of networks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from opgraft.backends.onnxruntime.executor import Executor
+from opgraft.ir.axes.roles import text_of
+from opgraft.ir.capture_onnx import capture_onnx
+from opgraft.ir.sites import MaskClass, Sites, find_sites
+from opgraft.ir.sites.interventions import check_interventions
+from opgraft.ir.sites.layers import GatedMlp
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ground_truth import anonymous, compare
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21]> '
+RNG = np.random.default_rng(0)
+ATTENTION = """
+  q0 = MatMul (x, wq) q1 = Reshape (q0, split) q = Transpose <perm = [0, 2, 1, 3]> (q1)
+  k0 = MatMul (x, wk) k1 = Reshape (k0, split) k = Transpose <perm = [0, 2, 3, 1]> (k1)
+  v0 = MatMul (x, wv) v1 = Reshape (v0, split) v = Transpose <perm = [0, 2, 1, 3]> (v1)
+  s0 = MatMul (q, k) s = Mul (s0, scale)
+"""
+REST = """
+  p = Softmax (m) c0 = MatMul (p, v) c1 = Transpose <perm = [0, 2, 1, 3]> (c0) c = Reshape (c1, merge)
+  y = MatMul (c, wo)
+"""
+CONSTANTS = "int64[4] split = {0, 0, 4, 4}, int64[3] merge = {0, 0, 16}, float scale = {0.5}"
+
+
+def parse(text: str, *names: str) -> Sites:
+    """A graph; the weights named are [16, 16]."""
+    model = onnx.parser.parse_model(HEAD + text)
+    for name in names or ("wq", "wk", "wv", "wo"):
+        array = RNG.standard_normal((16, 16)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return find_sites(capture_onnx(model))
+
+
+def with_mask(mask: str, inputs: str = "float[B,T,16] x", constants: str = "") -> Sites:
+    return parse(f"f ({inputs}) => (float[B,T,16] y) <{CONSTANTS}{constants}> {{ {ATTENTION} {mask} {REST} }}")
+
+
+def test_attention_without_a_mask() -> None:
+    sites = with_mask("m = Identity (s)")
+    (site,), (mask,) = sites.attention, sites.masks
+    assert (site.heads, site.kv_heads, site.head_dim, site.scale) == (4, 4, 4, 0.5)
+    assert (site.is_cross, site.is_channel, sites.rotary) == (False, False, (False,))
+    assert str(mask) == "none"
+    roles = {v.name: [text_of(r) for r in sites.roles.of(v) or ()] for v, _ in sites.axes.values()}
+    assert roles["q"] == ["batch", "head", "token-as-query", "head-dim"]
+    assert roles["k"] == ["batch", "head", "head-dim", "token-as-key"]
+    assert roles["p"] == ["batch", "head", "token-as-query", "token-as-key"]
+    assert roles["y"] == ["batch", "token", "channel"]
+
+
+LENGTHS = "xs = Shape (x) t0 = Gather (xs, one) r = Range (zero, t0, one) rows = Unsqueeze (r, one1) d = Sub (rows, r)"
+POSITIONS = ", int64 zero = {0}, int64 one = {1}, int64[1] one1 = {1}, float low = {-inf}"
+
+
+@pytest.mark.parametrize(
+    ("condition", "constants", "classes", "window"),
+    [
+        ("keep = GreaterOrEqual (d, zero)", "", {MaskClass.CAUSAL}, None),
+        (
+            "a = GreaterOrEqual (d, zero) b = Less (d, w) keep = And (a, b)",
+            ", int64 w = {3}",
+            {MaskClass.CAUSAL, MaskClass.WINDOW},
+            3,
+        ),
+        ("e = Abs (d) keep = Less (e, w)", ", int64 w = {2}", {MaskClass.WINDOW}, 2),
+        # A window so wide that short inputs do not show it.
+        (
+            "a = GreaterOrEqual (d, zero) b = Less (d, w) keep = And (a, b)",
+            ", int64 w = {40}",
+            {MaskClass.CAUSAL, MaskClass.WINDOW},
+            40,
+        ),
+        ("e = Mod (d, w) keep = Equal (e, zero)", ", int64 w = {2}", {MaskClass.PATTERN}, None),
+        ("keep = GreaterOrEqual (d, w)", ", int64 w = {-1000000}", set(), None),
+    ],
+    ids=["causal", "causal window", "window", "wide window", "pattern", "all seen"],
+)
+def test_masks_are_classed_by_what_they_hide(
+    condition: str, constants: str, classes: set[MaskClass], window: int | None
+) -> None:
+    sites = with_mask(f"{LENGTHS} {condition} m = Where (keep, s, low)", constants=POSITIONS + constants)
+    (mask,) = sites.masks
+    assert (set(mask.classes), mask.window, mask.reason) == (classes, window, "")
+
+
+def test_a_filling_that_does_not_hide_is_no_mask() -> None:
+    constants = POSITIONS.replace("-inf", "-1.0")
+    sites = with_mask(f"{LENGTHS} keep = GreaterOrEqual (d, zero) m = Where (keep, s, low)", constants=constants)
+    assert str(sites.masks[0]) == "none"
+
+
+def test_padding_tells_the_roles_of_its_input() -> None:
+    mask = "f0 = Cast <to = 1> (given) f1 = Sub (onef, f0) f2 = Mul (f1, low) f3 = Unsqueeze (f2, ax) m = Add (s, f3)"
+    sites = with_mask(
+        mask,
+        "float[B,T,16] x, int64[B,T] given",
+        ", float onef = {1.0}, float low = {-3.4028234e38}, int64[2] ax = {1, 2}",
+    )
+    assert set(sites.masks[0].classes) == {MaskClass.PADDING}
+    assert [text_of(r) for r in sites.roles.of(sites.program.graph.inputs[1]) or ()] == ["batch", "token"]
+
+
+def test_an_input_that_hides_the_wrong_keys_is_not_padding() -> None:
+    """The mask of one sample, rolled by one position: zeros hide their neighbours."""
+    mask = (
+        "a = Slice (given, e, big, ax1) b = Slice (given, o, e, ax1) r = Concat <axis = 1> (a, b)"
+        " f0 = Cast <to = 1> (r) f1 = Sub (onef, f0) f2 = Mul (f1, low) f3 = Unsqueeze (f2, ax) m = Add (s, f3)"
+    )
+    constants = (
+        ", float onef = {1.0}, float low = {-3.4028234e38}, int64[2] ax = {1, 2}, int64[1] e = {1}, int64[1] o = {0},"
+        " int64[1] big = {1000}, int64[1] ax1 = {1}"
+    )
+    sites = with_mask(mask, "float[2,6,16] x, int64[2,6] given", constants)
+    assert sites.masks[0].classes == frozenset()
+    assert "no padding" in sites.masks[0].reason
+
+
+def test_a_router_is_not_attention() -> None:
+    """Softmax over experts and a weighted sum of their results: no operand gives keys."""
+    sites = parse(
+        "f (float[B,T,16] x) => (float[B,T,16] y) <int64[1] last = {-1}>"
+        "{ s = MatMul (x, wq) p = Softmax (s) e0 = MatMul (x, wk) e = Unsqueeze (e0, last) u = Unsqueeze (p, last)"
+        "  m = Mul (e, u) y = ReduceSum <keepdims = 0> (m, last) }"
+    )
+    assert sites.attention == ()
+
+
+def test_where_a_dim_comes_from_unknown_places_it_is_refused() -> None:
+    sites = parse(
+        f"f (float[B,T,16] x0, bool[B] chosen) => (float[M,T,16] y) <{CONSTANTS}>"
+        f"{{ x = Compress <axis = 0> (x0, chosen) {ATTENTION} m = Identity (s) {REST} }}"
+    )
+    assert sites.attention == ()
+    (refused,) = sites.refused
+    assert "is not known" in refused.reason
+
+
+def test_gated_and_plain_mlps() -> None:
+    gated = parse(
+        "f (float[B,T,16] x) => (float[B,T,16] y)"
+        "{ g = MatMul (x, wq) u = MatMul (x, wk) s = Sigmoid (g) a = Mul (g, s) m = Mul (a, u) y = MatMul (m, wv) }"
+    )
+    plain = parse("f (float[B,T,16] x) => (float[B,T,16] y) { a = MatMul (x, wq) r = Relu (a) y = MatMul (r, wv) }")
+    linear = parse("f (float[B,T,16] x) => (float[B,T,16] y) { a = MatMul (x, wq) y = MatMul (a, wv) }")
+    assert [isinstance(m, GatedMlp) for m in gated.mlps] == [True]
+    assert [isinstance(m, GatedMlp) for m in plain.mlps] == [False]
+    assert linear.mlps == ()
+
+
+def test_interventions_find_a_wrong_relation() -> None:
+    """An analysis that claims the wrong dim is contradicted."""
+    sites = parse("f (float[4,4] x) => (float[4,4] y) { t = Transpose (x) y = Relu (t) }", "unused")
+    transpose = next(iter(sites.program.graph))
+    ins, outs = sites.axes.operand(transpose, 0), sites.axes.of(transpose.outputs[0])
+    relations = [r for n in ins for r in sites.axes.out_of[n]]
+    for number, relation in zip(ins, reversed(relations), strict=True):
+        sites.axes.out_of[number][:] = [type(relation)(relation.kind, number, outs[number - ins[0]], transpose)]
+    with Executor() as executor:
+        report = check_interventions(sites, executor)
+    assert report.wrong
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("name", "form"), [("bert", "dynamo-18"), ("llama", "torchscript"), ("swin", "dynamo-18")])
+def test_ground_truth_on_colliding_sizes(
+    name: str, form: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without names, with shuffled nodes, sizes all alike. `make evidence-coverage`: all architectures."""
+    from architectures import ARCHITECTURES, export, sharpened
+
+    monkeypatch.setenv("OPGRAFT_MODELS", str(tmp_path_factory.mktemp("models")))
+    architecture = ARCHITECTURES[name]
+    sites = find_sites(capture_onnx(anonymous(export(architecture, form, "colliding_heads"))))
+    found = compare(sites, sharpened(architecture, "colliding_heads").truth)
+    assert (found.missing, found.wrong, found.n_attention) == ([], [], found.n_expected)
+    with Executor(time_limit_s=60) as executor:
+        report = check_interventions(sites, executor)
+    assert report.agrees, report.wrong[:3]
+    assert report.n_bounded > 1000
