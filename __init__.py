@@ -22,6 +22,8 @@ _PUBLIC = {
     "Target": "opgraft.ir.target",
     "UsageError": "opgraft.ir.errors",
     "capture": "opgraft.ir.capture",
+    "emit_fx": "opgraft.ir.emit_fx",
+    "find_sites": "opgraft.ir.sites",
     "optimize": "opgraft.cli.api",
     "save": "opgraft.ir.save",
     "verify": "opgraft.cli.api",

@@ -28,6 +28,7 @@ from opgraft.passes._pass import Contract, PassContext, Recorder
 from opgraft.passes._pipeline import Pipeline, StageResult
 
 if TYPE_CHECKING:
+    import torch
     from opgraft.backends.onnxruntime.evaluator import ConstantEvaluator
     from opgraft.backends.onnxruntime.executor import Executor
     from opgraft.cli.decisions import Decisions
@@ -251,6 +252,12 @@ class Result:
         from opgraft.ir.save import model_bytes
 
         return Session(model_bytes(self.program), **options)
+
+    def to_torch(self) -> torch.fx.GraphModule:
+        """The result as a torch module; parameters that did not change keep their names in the state dict."""
+        from opgraft.ir.emit_fx import emit_fx
+
+        return emit_fx(self.program)
 
 
 def optimize(

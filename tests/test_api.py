@@ -122,3 +122,19 @@ def test_torch_module_with_dynamic_shapes(tmp_path: Path) -> None:
         x = torch.randn(batch, 6)
         found = run_onnx(tmp_path / "module.onnx", {name: x.numpy()})[0]
         np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.torch
+def test_the_result_as_a_torch_module() -> None:
+    import torch
+
+    module = og.optimize(DECODER, measure=False).to_torch()
+    found = module(**{name: torch.from_numpy(array) for name, array in FEEDS.items()})
+    # Sums of float32 in another order than the runtime's.
+    np.testing.assert_allclose(found.numpy(), run_onnx(DECODER, FEEDS)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sites_of_a_program() -> None:
+    sites = og.find_sites(og.capture(DECODER))
+    assert sites.attention
+    assert [str(mask) for mask in sites.masks] == ["causal+padding"] * len(sites.attention)
