@@ -48,6 +48,7 @@ bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/optimizer_speed.py
 	$(BIN)/python benchmarks/optimizer_speed.py --scaling
 	$(BIN)/python benchmarks/large_weights.py
+	$(BIN)/python benchmarks/analysis_speed.py
 
 clean:
 	rm -rf .typing .mypy_cache .ruff_cache .pytest_cache build *.egg-info demo-output

@@ -31,9 +31,7 @@ def repair_masked_rows(model: ir.Model) -> int:
             if fill is None:
                 continue
             # A new constant: the old one may serve other nodes.
-            tensor = ir.tensor(
-                np.full(fill.shape.numpy(), -np.inf, dtype=fill.numpy().dtype), dtype=fill.dtype
-            )
+            tensor = ir.tensor(np.full(fill.shape.numpy(), -np.inf, dtype=fill.numpy().dtype), dtype=fill.dtype)
             constant = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)})
             constant.metadata_props.update(node.metadata_props)
             graph.insert_before(node, constant)
@@ -46,9 +44,7 @@ def _is_guarded_bias(node: ir.Node) -> bool:
     """Where(mask, 0, lowest) from an SDPA call, whose only way leads through Add and Softmax to the NaN guard."""
     if node.op_type != "Where" or "scaled_dot_product" not in _fx_text(node):
         return False
-    zero, fill = (
-        ir.convenience.get_const_tensor(value) if value is not None else None for value in node.inputs[1:]
-    )
+    zero, fill = (ir.convenience.get_const_tensor(value) if value is not None else None for value in node.inputs[1:])
     if zero is None or fill is None or not fill.dtype.is_floating_point():
         return False
     if zero.numpy().any() or not (fill.numpy() == fill.dtype.min).all():

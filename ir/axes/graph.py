@@ -124,6 +124,7 @@ class AxisGraph:
         """Values that depend on no input."""
         self.opaque: dict[onnx_ir.Node, str] = {}
         """Nodes whose relations are not known, and why."""
+        self._stretched: dict[int, bool] = {}
         self._of_value: dict[onnx_ir.Value, range] = {}
         self._of_use: dict[tuple[onnx_ir.Node, int], range] = {}
 
@@ -182,19 +183,34 @@ class AxisGraph:
 
     def is_stretched(self, number: int) -> bool:
         """Whether all indices of the dim hold the same: stretched from size 1, however it was passed on."""
-        pending, seen = [number], {number}
+        pending = [number]
         while pending:
-            current = pending.pop()
-            relations = self.into[current]
-            if self.axes[current].size == 1:
-                return True
-            if relations and all(r.kind in (Kind.BROADCAST, Kind.CREATED) for r in relations):
-                return all(r.kind is Kind.BROADCAST or r.detail == STRETCHED for r in relations)
-            for relation in [r for r in relations if r.kind is Kind.RESTORED] or relations:
-                if relation.kind in (Kind.SAME, Kind.RESTORED) and relation.source not in seen:
-                    seen.add(relation.source)
-                    pending.append(relation.source)
-        return False
+            current = pending[-1]
+            if current in self._stretched:
+                pending.pop()
+                continue
+            missing = [n for n in self._passed_on(current) if n not in self._stretched]
+            if missing:
+                pending += missing
+                continue
+            self._stretched[current] = self._holds_the_same(current)
+            pending.pop()
+        return self._stretched[number]
+
+    def _passed_on(self, number: int) -> list[int]:
+        """The dims that the dim has the index of."""
+        relations = self.into[number]
+        restored = [r.source for r in relations if r.kind is Kind.RESTORED]
+        return restored or [r.source for r in relations if r.kind is Kind.SAME]
+
+    def _holds_the_same(self, number: int) -> bool:
+        if self.axes[number].size == 1:
+            return True
+        sources = self._passed_on(number)
+        if sources:
+            return all(self._stretched[n] for n in sources)
+        relations = self.into[number]
+        return bool(relations) and all(r.kind is Kind.BROADCAST or r.detail == STRETCHED for r in relations)
 
     def values(self) -> Iterator[tuple[onnx_ir.Value, range]]:
         yield from self._of_value.items()

@@ -6,13 +6,13 @@ interleaved and partial forms, with tables or computed angles, all pass the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 
 import numpy as np
 import onnx_ir
 from opgraft.ir.axes.graph import AxisGraph
 from opgraft.ir.axes.roles import Role
-from opgraft.ir.program import Program, is_op
+from opgraft.ir.program import Program, constant_array, is_op
 from opgraft.ir.sites.attention_site import AttentionSite
 from opgraft.ir.sites.probe import Bindings, ProbeError, evaluate_part, given_for, part_between, shape_under
 
@@ -37,7 +37,8 @@ def find_rotary(
     """For each site, in order, whether its queries are turned by their position; None where it could not be tried.
 
     `normalized`: results of normalizations, which may stand between the layer and the turn."""
-    return [_is_rotary(program, axes, site, normalized, bindings) for site in sites]
+    known: dict[tuple[Hashable, ...], bool | None] = {}
+    return [_is_rotary(program, axes, site, normalized, bindings, known) for site in sites]
 
 
 def _is_rotary(
@@ -46,6 +47,7 @@ def _is_rotary(
     site: AttentionSite,
     normalized: Collection[onnx_ir.Value],
     bindings: Bindings,
+    known: dict[tuple[Hashable, ...], bool | None],
 ) -> bool | None:
     if site.scores.op_type == "GroupQueryAttention":
         turns = site.scores.attributes.get("do_rotary")
@@ -65,9 +67,56 @@ def _is_rotary(
     if len(tokens) != 1 or len(width) != 1:
         return None
     try:
-        return _turns(program, axes, site.query, start, tokens[0], width[0], bindings)
+        # Layers are alike, and share their tables.
+        alike = (*_signature(site.query, start), tuple(shape_under(axes, start, bindings)), tokens[0], width[0])
+        if alike not in known:
+            known[alike] = _turns(program, axes, site.query, start, tokens[0], width[0], bindings)
+        return known[alike]
     except ProbeError:
         return None
+
+
+def _signature(query: onnx_ir.Value, start: onnx_ir.Value) -> tuple[Hashable, ...]:
+    """The map from `start` to `query` as text: the same for the same operators of the same other values."""
+    nodes = _in_order(part_between([query], {start})[0])
+    names: dict[onnx_ir.Value, Hashable] = {start: "start"}
+    touched = {start}
+    rows: list[Hashable] = []
+    for node in nodes:
+        operands: list[Hashable] = []
+        for value in node.inputs:
+            array = constant_array(value, limit=16)
+            if value in names:
+                operands.append(names[value])
+            elif array is not None:
+                operands.append((array.tobytes(), array.shape))
+            else:
+                operands.append(id(value))
+        if any(value in touched for value in node.inputs):
+            touched.update(node.outputs)
+            attributes = tuple(sorted((a.name, str(a.value)) for a in node.attributes.values()))
+            rows.append((node.op_type, attributes, tuple(operands)))
+            names.update({value: (len(rows), place) for place, value in enumerate(node.outputs)})
+    return tuple(rows)
+
+
+def _in_order(nodes: Collection[onnx_ir.Node]) -> list[onnx_ir.Node]:
+    """The nodes of a part, producers first."""
+    inside, done, result = set(nodes), set(), []
+    for root in nodes:
+        pending = [root]
+        while pending:
+            node = pending[-1]
+            before = [v.producer() for v in node.inputs if v is not None]
+            missing = [n for n in before if n is not None and n in inside and n not in done]
+            if missing:
+                pending += missing
+                continue
+            pending.pop()
+            if node not in done:
+                done.add(node)
+                result.append(node)
+    return result
 
 
 def _unturned(query: onnx_ir.Value, axes: AxisGraph, normalized: Collection[onnx_ir.Value]) -> onnx_ir.Value | None:

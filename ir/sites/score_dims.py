@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import onnx_ir
 from opgraft.ir.axes.graph import AxisGraph, Kind
 from opgraft.ir.axes.origins import Origin, Origins
@@ -58,7 +60,7 @@ class ScoreDims:
     def head_dim(self) -> Size:
         return multiply_all(self._axes.axes[n].size for n in self.contracted_key)
 
-    @property
+    @cached_property
     def heads(self) -> Size:
         """Heads of the queries: shared dims made by weights, and groups of queries."""
         sizes = [size for n in self.shared for size, sample, _ in self._digits(n) if not sample]
@@ -68,7 +70,7 @@ class ScoreDims:
             sizes += [self._axes.axes[d].size for d in parts if len(parts) > 1 and self._origins.is_weight(d)]
         return multiply_all(sizes)
 
-    @property
+    @cached_property
     def kv_heads(self) -> Size:
         return multiply_all(
             size for n in self.shared for size, sample, repeats in self._digits(n) if not (sample or repeats)
