@@ -20,7 +20,7 @@ from opgraft.ir.shapes import ShapeAnalysis
 NOWHERE = -1
 """The source of a created dim, the target of one that ends."""
 STRETCHED = "broadcast"
-"""Why a dim that Expand puts in front is created."""
+"""Why a dim is created of which all indices hold the same: what Expand puts in front, a filled tensor."""
 
 
 class Kind(enum.Enum):

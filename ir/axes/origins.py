@@ -52,8 +52,8 @@ class Origins:
         # A dim that views gave back comes from that dim, not from all that it was merged with.
         sources = [r for r in sources if _is_restored(r)] or sources
         chosen = [r for r in sources if not self._is_constant[r.source]] or sources
-        # A stretched dim of size 1 says nothing of the dim it is stretched to, if another operand does.
-        chosen = [r for r in chosen if r.kind is not Kind.BROADCAST] or chosen
+        # A dim of size 1 says nothing of what it is stretched to.
+        chosen = [r for r in chosen if r.kind is not Kind.BROADCAST]
         chosen = [r for r in chosen if self.origin[r.source] & ~Origin.COUNTED] or chosen
         self.origin[number], self.roots[number] = self._join(chosen)
         if not chosen:

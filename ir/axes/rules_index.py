@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opgraft.ir.axes.graph import STRETCHED
 from opgraft.ir.axes.rule import AxisRule, NodeAxes
 from opgraft.ir.program import constant_array, is_op
 from opgraft.ir.sequence_part import sequence_part
@@ -166,6 +167,12 @@ def _created(n: NodeAxes) -> None:
             n.created(target, "made by counting")
 
 
+def _filled(n: NodeAxes) -> None:
+    """Every place holds the same number."""
+    for target in n.output() or ():
+        n.created(target, STRETCHED)
+
+
 def _opaque(n: NodeAxes) -> None:
     n.opaque("which elements come out depends on the numbers")
 
@@ -201,9 +208,10 @@ INDEX_AXIS_RULES: dict[str, AxisRule] = {
     "TensorScatter": _tensor_scatter,
     "TopK": _top_k,
     "OneHot": _one_hot,
+    "ConstantOfShape": _filled,
     "SequenceAt": _sequence_at,
     "SplitToSequence": _sequence,
-    **dict.fromkeys(("Range", "ConstantOfShape", "Shape", "Size", "Constant", "EyeLike"), _created),
+    **dict.fromkeys(("Range", "Shape", "Size", "Constant", "EyeLike"), _created),
     **dict.fromkeys(("RandomNormal", "RandomUniform", "HannWindow", "HammingWindow", "BlackmanWindow"), _created),
     **dict.fromkeys(("NonZero", "Compress", "Unique", "NonMaxSuppression"), _opaque),
 }

@@ -15,6 +15,7 @@ from opgraft.ir.axes.graph import AxisGraph, Kind
 from opgraft.ir.axes.origins import Origins
 from opgraft.ir.axes.roles import Role, Roles
 from opgraft.ir.program import constant_array, is_op
+from opgraft.ir.shape_rule import is_opaque
 from opgraft.ir.sites.attention_operator import WHOLE_OPERATORS, site_of_operator
 from opgraft.ir.sites.attention_site import Addend, AttentionSite, Refusal
 from opgraft.ir.sites.score_dims import ScoreDims
@@ -63,12 +64,15 @@ def _site_of(softmax: onnx_ir.Node, axes: AxisGraph, origins: Origins) -> Attent
     mixed = [r.source for n in outs for r in axes.into[n] if r.kind is Kind.MIXED]
     if len(mixed) != 1:
         return None
-    scores = _find_scores(axes, source, mixed[0])
-    if scores is None:
-        return None
     context = _find_context(axes, outs[mixed[0] - ins[0]])
     if context is None:
-        return None
+        lost = _loses_track(axes, outs[mixed[0] - ins[0]])
+        return (
+            Refusal(softmax, "the dim that it normalizes is regrouped in a way that is not followed") if lost else None
+        )
+    scores = _find_scores(axes, source, mixed[0])
+    if scores is None:
+        return Refusal(softmax, "weights a sum, but no product of queries and keys is found before it")
     return _describe(softmax, scores, *context, axes, origins)
 
 
@@ -126,18 +130,28 @@ def _is_constant(axes: AxisGraph, node: onnx_ir.Node, position: int) -> bool:
 
 def _find_context(axes: AxisGraph, number: int) -> tuple[onnx_ir.Node, int, int] | None:
     """Forwards from the softmax to where the key dim is summed over: node, key dim of the weights, of the values."""
+    for current in _passed_on(axes, number):
+        for relation in axes.out_of[current]:
+            if relation.kind is Kind.CONTRACTED and axes.axes[relation.detail].value not in axes.constant:
+                return relation.node, current, relation.detail
+    return None
+
+
+def _loses_track(axes: AxisGraph, number: int) -> bool:
+    ends = {r.kind for current in _passed_on(axes, number) for r in axes.out_of[current]}
+    return bool(ends & {Kind.SCRAMBLED, Kind.OPAQUE})
+
+
+def _passed_on(axes: AxisGraph, number: int) -> Iterator[int]:
+    """The dim and those after it that keep its index, nearest first."""
     pending, seen = [number], {number}
     while pending and len(seen) < _MAX_STEPS:
         current = pending.pop(0)
+        yield current
         for relation in axes.out_of[current]:
-            if relation.kind is Kind.CONTRACTED:
-                partner = axes.axes[relation.detail]
-                if partner.value not in axes.constant:
-                    return relation.node, current, relation.detail
-            elif relation.kind in _KEEPS_INDEX and relation.target not in seen:
+            if relation.kind in _KEEPS_INDEX and relation.target not in seen:
                 seen.add(relation.target)
                 pending.append(relation.target)
-    return None
 
 
 def _describe(
@@ -163,6 +177,8 @@ def _describe(
     opaque = dims.opaque()
     if opaque is not None:
         return Refusal(softmax, f"where dim {axes.axes[opaque]} comes from is not known")
+    if any(is_opaque(size) for size in (dims.heads, dims.kv_heads, dims.head_dim)):
+        return Refusal(softmax, "the size of a head is not known")
     track = _track(scores, dims.query_axis)
     roles = dims.roles()
     _add_value_roles(axes, context, weights_key, values_key, roles, dims)
@@ -204,11 +220,14 @@ def _add_value_roles(
     if weights is None or values is None:
         return
     roles[weights_key] = roles[values_key] = (Role.CHANNEL,) if dims.is_channel else (Role.KEY,)
+    n_shared = 0
     for out in outs:
         from_weights = [r.source for r in axes.into[out] if r.source in weights]
         from_values = [r.source for r in axes.into[out] if r.source in values]
         if from_values and from_weights:
-            dims.add_shared(from_values[0], Role.KV_HEAD, roles)
+            place = dims.shared[n_shared] if n_shared < len(dims.shared) else None
+            dims.add_shared(from_values[0], Role.KV_HEAD, roles, place)
+            n_shared += 1
         if from_values and not from_weights:
             roles[out] = (Role.TOKEN,) if dims.is_channel else (Role.HEAD_DIM,)
             roles[from_values[0]] = roles[out]

@@ -38,7 +38,18 @@ class ScoreDims:
             origin = self._origins.origin[number]
             if self._axes.axes[number].size != 1 and (not origin or Origin.OPAQUE in origin):
                 return int(number)
-        return None
+        return next((n for n in self.shared if self._is_counted(n)), None)
+
+    def _is_counted(self, number: int) -> bool:
+        """Whether some part of a shared dim is neither of samples nor of weights, nor repeated."""
+        sides = [self._axes.components(self._source(number, operand)) for operand in (self.query, self.key)]
+        if len(sides[0]) != len(sides[1]):
+            sides = [max(sides, key=len)]
+        for parts in zip(*sides, strict=True):
+            told = any(self._origins.is_input(p) or self._origins.is_weight(p) for p in parts)
+            if not told and not all(self._axes.is_stretched(p) for p in parts):
+                return True
+        return False
 
     def _from(self, number: int, operand: range) -> bool:
         return any(r.source in operand and r.kind in (Kind.SAME, Kind.BROADCAST) for r in self._axes.into[number])
@@ -91,9 +102,11 @@ class ScoreDims:
             return [(self._axes.axes[n].size, self._origins.is_input(n), self._axes.is_stretched(n)) for n in key]
         digits = []
         for left, right in zip(query, key, strict=True):
-            sample = self._origins.is_input(left) or self._origins.is_input(right)
+            stretched = self._axes.is_stretched(left), self._axes.is_stretched(right)
+            # Learned queries against learned keys: what both are only repeated along are samples.
+            sample = self._origins.is_input(left) or self._origins.is_input(right) or all(stretched)
             size = self._axes.axes[left].size if self._axes.axes[right].size == 1 else self._axes.axes[right].size
-            digits.append((size, sample, self._axes.is_stretched(right) and not self._axes.is_stretched(left)))
+            digits.append((size, sample, stretched[1] and not stretched[0]))
         return digits
 
     def roles(self) -> dict[int, Roles]:
