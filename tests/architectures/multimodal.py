@@ -163,7 +163,7 @@ def llava(sizes: Sizes, implementation: str) -> Built:
 
 
 class ImageInText(torch.nn.Module):
-    """The forward pass of the library without its check on the number of image tokens, which no exporter takes."""
+    """The library's forward pass, less what no exporter takes: a check on values, and a list of images."""
 
     def __init__(self, model: torch.nn.Module, image_token: int) -> None:
         super().__init__()
@@ -172,10 +172,11 @@ class ImageInText(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor) -> Any:
         parts = self.model.model
-        features = parts.get_image_features(pixel_values, return_dict=True).pooler_output
+        states = parts.vision_tower(pixel_values).last_hidden_state
+        features = parts.multi_modal_projector(states[:, 1:])
         embeddings = parts.language_model.embed_tokens(input_ids)
         is_image = (input_ids == self._image_token).unsqueeze(-1).expand_as(embeddings)
-        embeddings = embeddings.masked_scatter(is_image, torch.cat(list(features)))
+        embeddings = embeddings.masked_scatter(is_image, features)
         states = parts.language_model(
             inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
