@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from opgraft.ir.cost import ModelCost
     from opgraft.ir.program import Program
 
-EXIT_REFUTED = 7
-"""The analysis claims what an intervention contradicts."""
-
 
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -40,6 +37,7 @@ def command(
     With every free dim bound also its roofline time: the least that TARGET can take, not a measurement.
     """
     from opgraft.cli.inspect_sites import check_claims, describe_sites, site_lines, write_drawing
+    from opgraft.cli.main import EXIT_REFUTED
     from opgraft.ir.capture_onnx import capture_onnx
     from opgraft.ir.sites import find_sites
 

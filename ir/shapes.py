@@ -22,7 +22,7 @@ from opgraft.ir.element_types import infer_types
 from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Sizes, integers_of, unknown_integers
 from opgraft.ir.integer_rules import follow
 from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, nested_graphs
-from opgraft.ir.sequence_part import SequencePart, sequence_part
+from opgraft.ir.sequence_part import sequence_part, split_axis, split_before
 from opgraft.ir.shape_conflicts import find_conflict
 from opgraft.ir.shape_rule import ShapeOperands, Unknowns, is_opaque
 from opgraft.ir.shape_rules import SHAPE_RULES, infer
@@ -147,11 +147,12 @@ class ShapeAnalysis:
         types: list[onnx_ir.DataType | None] = [None] * len(outputs)
         shapes: list[Sizes | None] = [None] * len(outputs)
         contents: list[Integers | None] = [None] * len(outputs)
-        part = sequence_part(node) if is_op(node, "SequenceAt") else None
+        split = split_before(node) if is_op(node, "SequenceAt") else None
         if is_op(node, "If"):
             shapes, types = self._join_branches(node)
-        elif part is not None:
-            shapes, types = [_part_sizes(part, self._sizes[part.source])], [self._types.get(part.source)]
+        elif split is not None and split.inputs[0] is not None:
+            tensor = split.inputs[0]
+            shapes, types = [_part_sizes(node, split, self._sizes[tensor])], [self._types.get(tensor)]
         elif node.op_type in SHAPE_RULES and node.domain in DEFAULT_DOMAINS and not _refers(node):
             inputs = list(node.inputs)
             types = infer_types(node, [None if v is None else self._types.get(v, v.dtype) for v in inputs])
@@ -228,19 +229,21 @@ def _sources(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
         for branch in direct_subgraphs(node):
             yield from branch.outputs
     elif is_op(node, "SequenceAt"):
-        part = sequence_part(node)
-        if part is not None:
-            yield part.source
+        split = split_before(node)
+        if split is not None and split.inputs[0] is not None:
+            yield split.inputs[0]
 
 
-def _part_sizes(part: SequencePart, sizes: Sizes | None) -> Sizes | None:
-    if sizes is None or not -len(sizes) <= part.axis < len(sizes):
+def _part_sizes(node: onnx_ir.Node, split: onnx_ir.Node, sizes: Sizes | None) -> Sizes | None:
+    axis = split_axis(split, len(sizes)) if sizes is not None else None
+    whole = sizes[axis] if sizes is not None and axis is not None else None
+    if sizes is None or axis is None or not isinstance(whole, int):
         return None
-    axis = part.axis % len(sizes)
-    whole = sizes[axis]
-    if not isinstance(whole, int):
+    part = sequence_part(node, split, whole)
+    if part is None:
         return None
-    return (*sizes[:axis], max(0, min(part.size, whole - part.start)), *sizes[axis + 1 :])
+    taken = () if part.is_squeezed else (part.end - part.start,)
+    return (*sizes[:axis], *taken, *sizes[axis + 1 :])
 
 
 def _refers(node: onnx_ir.Node) -> bool:

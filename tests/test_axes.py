@@ -132,6 +132,55 @@ def test_views_without_a_common_radix_are_not_followed() -> None:
     assert (left, right) == ([1, 2], [1, 2])
 
 
+def test_softmax_of_old_opsets_mixes_from_the_axis_on() -> None:
+    text = "f (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax (x) }"
+    for opset, mixed in ((11, [1, 2]), (13, [2])):
+        program = parse(f'<ir_version: 7, opset_import: ["" : {opset}]> ' + text)
+        graph = analyze_axes(program)
+        numbers = graph.of(value(program, "y"))
+        assert [i for i, n in enumerate(numbers) if graph.into[n][0].kind is Kind.MIXED] == mixed
+
+
+def test_dims_of_other_sizes_are_never_the_same() -> None:
+    """Before opset 21 the scale of GroupNormalization has one element per group, not per channel."""
+    program = parse(
+        '<ir_version: 8, opset_import: ["" : 18]> f (float[N,6,4] x) => (float[N,6,4] y)'
+        "{ y = GroupNormalization <num_groups = 2> (x, s, s) }",
+        s=np.ones(2, np.float32),
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "y", 1, Kind.SAME) == set()
+    assert "s[0]" in sources(graph, program, "y", 1, Kind.SCRAMBLED)
+
+
+def test_negative_axes_of_a_shifting_pad() -> None:
+    program = parse(
+        HEAD + "f (float[N,5] x) => (float[N,5] y) <int64[2] p = {1,-1}, int64[1] a = {-1}>{ y = Pad (x, p, , a) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "y", 1, Kind.SAME) == set()
+    assert sources(graph, program, "y", 1, Kind.PLACED) == {"x[1]"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keeps", "index", "start", "rank"),
+    [("int64[3] s = {4,4,2}", 1, -1, 8, 2), ("int64 s = {4}", 1, 1, 4, 2), ("int64[1] unused = {0}", 0, 3, 3, 1)],
+    ids=["a list", "one size", "single elements"],
+)
+def test_parts_of_split_sequences(sizes: str, keeps: int, index: int, start: int, rank: int) -> None:
+    given = ", s" if " s " in sizes else ""
+    program = parse(
+        HEAD + f"f (float[N,10] x) => (float[] y) <{sizes}, int64 i = {{{index}}}>"
+        f"{{ q = SplitToSequence <axis = 1, keepdims = {keeps}> (x{given}) y = SequenceAt (q, i) }}"
+    )
+    graph = analyze_axes(program)
+    assert graph.opaque == {}
+    assert len(graph.of(value(program, "y"))) == rank
+    column = graph.of(program.graph.inputs[0])[1]
+    (relation,) = graph.out_of[column]
+    assert (relation.detail[0] if rank == 2 else relation.detail) == start
+
+
 def test_what_is_not_known_has_a_reason_and_a_place() -> None:
     program = parse(HEAD + "f (float[N,4] x) => (int64[2,M] y) { y = NonZero (x) }")
     graph = analyze_axes(program)

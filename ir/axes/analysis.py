@@ -40,7 +40,7 @@ class _Analysis:
     def __init__(self, program: Program, facts: ShapeAnalysis) -> None:
         self.program = program
         self.facts = facts
-        self.graph = AxisGraph(facts)
+        self.graph = AxisGraph(facts, program.opset)
         self._n_unknown = 0
 
     def run(self) -> AxisGraph:
@@ -97,10 +97,8 @@ class _Analysis:
         if any(a.is_ref() for a in node.attributes.values()):
             n.opaque("an attribute is a parameter of the function")
             return
-        if node.domain in DEFAULT_DOMAINS and node.op_type in ("If", "Loop", "Scan"):
-            CONTROL_AXIS_RULES[node.op_type](n)
-            return
-        rule = axis_rule(node.domain, node.op_type)
+        control = CONTROL_AXIS_RULES.get(node.op_type) if node.domain in DEFAULT_DOMAINS else None
+        rule = control or axis_rule(node.domain, node.op_type)
         if rule is None:
             n.opaque(f"no rule for {node.domain or 'ai.onnx'}::{node.op_type}")
             return

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from opgraft.ir.dims import Size, floor_divide, multiply_all
+from opgraft.ir.dims import Size, floor_divide
 
 # Residual sums and products of many branches would collect without end what only a few views ask for.
 _MAX_KEPT = 6
@@ -208,7 +208,7 @@ def _equal_products(ins: Sequence[Size], outs: Sequence[Size], i: int, o: int) -
         ends.setdefault(product, end + 1)
     product = 1
     for end in range(o, len(outs)):
-        product = multiply_all((product, outs[end]))
+        product = product * outs[end]
         if product in ends:
             return ends[product], end + 1
     return None, None

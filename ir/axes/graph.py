@@ -114,8 +114,10 @@ class Axis:
 class AxisGraph:
     """Dims by number, and the relations into and out of each."""
 
-    def __init__(self, facts: ShapeAnalysis) -> None:
+    def __init__(self, facts: ShapeAnalysis, opset: int = 0) -> None:
         self.facts = facts
+        self.opset = opset
+        """Of the default domain; 0 where the model imports none."""
         self.digits = Digits()
         self.axes: list[Axis] = []
         self.into: list[list[Relation]] = []

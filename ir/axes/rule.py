@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import onnx_ir
 from opgraft.ir.axes.graph import NOWHERE, AxisGraph, Direction, Kind, Part, Relation, Window
 from opgraft.ir.dims import Size
-from opgraft.ir.shape_rule import is_opaque
 from opgraft.ir.shapes import ShapeAnalysis
 
 
@@ -32,10 +31,6 @@ class NodeAxes:
 
     def sizes(self, numbers: Iterable[int]) -> tuple[Size, ...]:
         return tuple(self.graph.axes[n].size for n in numbers)
-
-    def is_constant(self, position: int) -> bool:
-        value = self.node.inputs[position] if position < len(self.node.inputs) else None
-        return value is None or value in self.graph.constant
 
     def int_attribute(self, name: str, default: int) -> int:
         attribute = self.node.attributes.get(name)
@@ -71,6 +66,11 @@ class NodeAxes:
         self.graph.relate(Relation(kind, source, target, self.node, detail))
 
     def same(self, source: int, target: int) -> None:
+        """The same index; dims of other sizes are not, whatever the operator."""
+        left, right = self.size(source), self.size(target)
+        if isinstance(left, int) and isinstance(right, int) and left != right:
+            self.scrambled(source, target)
+            return
         self._relate(Kind.SAME, source, target)
         self.digits.inherit(source, target)
 
@@ -143,9 +143,6 @@ class NodeAxes:
         for index in range(len(self.node.outputs)):
             for target in self.output(index) or ():
                 self._relate(Kind.OPAQUE, NOWHERE, target, reason)
-
-    def is_known(self, size: Size | None) -> bool:
-        return size is not None and not is_opaque(size)
 
 
 AxisRule: TypeAlias = Callable[[NodeAxes], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opgraft.ir.axes.graph import STRETCHED
 from opgraft.ir.axes.rule import AxisRule, NodeAxes
 from opgraft.ir.program import constant_array, is_op
-from opgraft.ir.sequence_part import sequence_part
+from opgraft.ir.sequence_part import sequence_part, split_axis, split_before
 
 _UNKNOWN = "the shape is not known"
 
@@ -178,23 +178,31 @@ def _opaque(n: NodeAxes) -> None:
 
 
 def _sequence_at(n: NodeAxes) -> None:
-    part, outs = sequence_part(n.node), n.output()
-    ins = n.graph.of(part.source) if part is not None else None
-    if part is None or ins is None or outs is None:
+    split, outs = split_before(n.node), n.output()
+    ins = n.graph.of(split.inputs[0]) if split is not None else None
+    axis = split_axis(split, len(ins)) if split is not None and ins is not None else None
+    if split is None or ins is None or outs is None or axis is None:
         n.opaque("an element of a sequence")
         return
-    axis = part.axis % len(ins)
-    for index, (source, target) in enumerate(zip(ins, outs, strict=True)):
-        if index == axis:
+    size = n.size(ins[axis])
+    part = sequence_part(n.node, split, size) if isinstance(size, int) else None
+    if part is None:
+        n.opaque("an element of a sequence")
+        return
+    kept = [source for index, source in enumerate(ins) if index != axis or not part.is_squeezed]
+    for source, target in zip(kept, outs, strict=True):
+        if source == ins[axis]:
             n.sliced(source, target, part.start, 1)
         else:
             n.same(source, target)
+    if part.is_squeezed:
+        n.selected(ins[axis], part.start)
 
 
 def _sequence(n: NodeAxes) -> None:
     """Sequences have no dims; what is taken from a split one says where it comes from."""
     used = [use.node for value in n.node.outputs for use in value.uses()]
-    if not used or any(not is_op(node, "SequenceAt") or sequence_part(node) is None for node in used):
+    if not all(is_op(node, "SequenceAt") for node in used):
         n.opaque("a sequence")
 
 

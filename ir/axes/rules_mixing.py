@@ -62,7 +62,7 @@ def _softmax(n: NodeAxes) -> None:
         return
     if not len(ins):
         return
-    old = n.node.version is not None and n.node.version < 13
+    old = 0 < n.graph.opset < 13
     axis = n.int_attribute("axis", 1 if old else -1) % len(ins)
     # Before opset 13 everything from the axis on is one row.
     relate_mixed(n, ins, outs, range(axis, len(ins)) if old else (axis,))

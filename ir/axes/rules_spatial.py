@@ -101,11 +101,10 @@ def _resize(n: NodeAxes) -> None:
     if ins is None or outs is None:
         n.opaque(_UNKNOWN)
         return
-    scales = [None] * len(ins)
     axes = n.ints_attribute("axes")
     for index, (source, target) in enumerate(zip(ins, outs, strict=True)):
         untouched = axes is not None and index not in [a % len(ins) for a in axes]
-        if untouched or (index < 2 and n.size(source) == n.size(target) and scales[index] in (None, 1.0)):
+        if untouched or (index < 2 and n.size(source) == n.size(target)):
             n.same(source, target)
         else:
             n.mixed(source, target)

@@ -89,7 +89,7 @@ def _concat(n: NodeAxes) -> None:
         n.opaque(_UNKNOWN)
         return
     axis = n.int_attribute("axis", 0) % len(outs) if len(outs) else 0
-    offset: Size | None = 0
+    offset: Size = 0
     for position in range(len(n.node.inputs)):
         ins = n.operand(position)
         if ins is None or len(ins) != len(outs):
@@ -100,7 +100,7 @@ def _concat(n: NodeAxes) -> None:
                 n.placed(source, target, offset)
             else:
                 n.same(source, target)
-        offset = None if offset is None else offset + n.size(ins[axis])
+        offset = offset + n.size(ins[axis])
 
 
 def _split(n: NodeAxes) -> None:
@@ -165,15 +165,16 @@ def _pad(n: NodeAxes) -> None:
         return
     ins, outs = found
     pads: Sequence[Size | None] | None = n.ints_attribute("pads") or n.ints_attribute("paddings") or n.elements(1)
-    axes = n.numbers(3) if len(n.node.inputs) > 3 and n.node.inputs[3] is not None else list(range(len(ins)))
+    given = n.numbers(3) if len(n.node.inputs) > 3 and n.node.inputs[3] is not None else list(range(len(ins)))
+    axes = None if given is None else [a % len(ins) for a in given]
     constant = n.text_attribute("mode", "constant") == "constant"
     for index, (source, target) in enumerate(zip(ins, outs, strict=True)):
         if n.size(source) == n.size(target) and axes is not None and _pads_nothing(pads, axes, index):
             n.same(source, target)
-        elif not constant or pads is None or axes is None or index not in [a % len(ins) for a in axes]:
+        elif not constant or pads is None or axes is None or index not in axes:
             n.gathered(source, target)
         else:
-            n.placed(source, target, pads[[a % len(ins) for a in axes].index(index)])
+            n.placed(source, target, pads[axes.index(index)])
 
 
 def _pads_nothing(pads: Sequence[Size | None] | None, axes: list[int], index: int) -> bool:

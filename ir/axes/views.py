@@ -59,7 +59,8 @@ def _restore(n: NodeAxes, parts: Sequence[int], targets: Sequence[int]) -> None:
     for digit in digits:
         part, target = parts[digit.source], targets[digit.target]
         if digit.size == n.size(part) == n.size(target):
-            restore(n, part, target)
+            n.graph.relate(Relation(Kind.RESTORED, part, target, n.node))
+            n.digits.inherit(part, target)
         else:
             n.part(part, target, Part(digit.in_stride, digit.out_stride, digit.size, through=True))
     for position, part in enumerate(parts):
@@ -82,8 +83,3 @@ def _record_merges(n: NodeAxes, outs: Sequence[int], digits: list[Digit], atoms:
             continue
         for whole in n.digits.merge(mine, target):
             n.graph.relate(Relation(Kind.RESTORED, whole, target, n.node))
-
-
-def restore(n: NodeAxes, source: int, target: int) -> None:
-    n.graph.relate(Relation(Kind.RESTORED, source, target, n.node))
-    n.digits.inherit(source, target)

@@ -193,7 +193,7 @@ def _describe(
         heads=dims.heads,
         kv_heads=dims.kv_heads,
         head_dim=dims.head_dim,
-        scale=_scale_of(scores, query, key, axes),
+        scale=_scale_of(scores, query, key),
         addends=tuple(_addends(track, axes)),
         is_channel=dims.is_channel,
         is_cross=dims.is_cross,
@@ -211,14 +211,8 @@ def _add_value_roles(
 ) -> None:
     """Roles of the weights, the values and the context from those of the scores."""
     outs = axes.of(context.outputs[0]) or range(0)
-    weights = next(
-        (axes.operand(context, p) for p in range(len(context.inputs)) if weights_key in _of(axes, context, p)), None
-    )
-    values = next(
-        (axes.operand(context, p) for p in range(len(context.inputs)) if values_key in _of(axes, context, p)), None
-    )
-    if weights is None or values is None:
-        return
+    weights = _of(axes, context, _operand_holding(axes, context, weights_key))
+    values = _of(axes, context, _operand_holding(axes, context, values_key))
     roles[weights_key] = roles[values_key] = (Role.CHANNEL,) if dims.is_channel else (Role.KEY,)
     n_shared = 0
     for out in outs:
@@ -236,9 +230,7 @@ def _add_value_roles(
 def _output_query(axes: AxisGraph, context: onnx_ir.Node, weights_key: int) -> int | None:
     """The position of the one free dim of the attention weights in the context product's output."""
     positions = range(len(context.inputs))
-    weights = next((p for p in positions if weights_key in _of(axes, context, p)), None)
-    if weights is None:
-        return None
+    weights = _operand_holding(axes, context, weights_key)
     free = [
         n
         for n in axes.of(context.outputs[0]) or ()
@@ -247,11 +239,16 @@ def _output_query(axes: AxisGraph, context: onnx_ir.Node, weights_key: int) -> i
     return axes.axes[free[0]].index if len(free) == 1 else None
 
 
+def _operand_holding(axes: AxisGraph, node: onnx_ir.Node, number: int) -> int:
+    """The position of the operand that has the dim."""
+    return next(p for p in range(len(node.inputs)) if number in _of(axes, node, p))
+
+
 def _of(axes: AxisGraph, node: onnx_ir.Node, position: int) -> range:
     return axes.operand(node, position) or range(0)
 
 
-def _scale_of(scores: _Scores, query: onnx_ir.Value, key: onnx_ir.Value, axes: AxisGraph) -> float | None:
+def _scale_of(scores: _Scores, query: onnx_ir.Value, key: onnx_ir.Value) -> float | None:
     scale = 1.0
     for node, kept in scores.path:
         factor = _factor(node, kept)

@@ -154,7 +154,7 @@ def _compare(
 
 
 def _differs(before: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """Where bits differ; any NaN is as good as another."""
+    """Where numbers differ; any NaN is as good as another."""
     differs = np.asarray(before != now)
     if before.dtype.kind in "fc":
         differs &= ~(np.isnan(before) & np.isnan(now))

@@ -18,6 +18,7 @@ from opgraft.ir.sites.assign_roles import RoleTable, is_embedding
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
 _RECURRENT = ("LSTM", "GRU", "RNN", "Scan", "Loop")
 _ELEMENTWISE_CHAIN = 24
+_BLOCK_VALUES = 400
 
 
 @dataclass(frozen=True)
@@ -229,35 +230,30 @@ def _is_activated(value: onnx_ir.Value | None, linear: Linear, axes: AxisGraph) 
 
 def find_residuals(nodes: Iterable[onnx_ir.Node], axes: AxisGraph) -> Iterator[Residual]:
     """Sums of a value and something computed from it."""
-    ancestors = _Ancestors()
     for node in nodes:
         if not is_op(node, "Add", "Sum") or len(node.inputs) != 2:
             continue
         left, right = node.inputs
         if left is None or right is None or left in axes.constant or right in axes.constant:
             continue
-        if ancestors.reaches(right, left):
+        if _is_computed_from(right, left):
             yield Residual(node, left, right)
-        elif ancestors.reaches(left, right):
+        elif _is_computed_from(left, right):
             yield Residual(node, right, left)
 
 
-class _Ancestors:
+def _is_computed_from(value: onnx_ir.Value, wanted: onnx_ir.Value) -> bool:
     """Whether one value is computed from another, within the reach of a block."""
-
-    _MAX_NODES = 400
-
-    def reaches(self, value: onnx_ir.Value, wanted: onnx_ir.Value) -> bool:
-        pending, seen = [value], {value}
-        while pending and len(seen) < self._MAX_NODES:
-            node = pending.pop(0).producer()
-            for before in node.inputs if node is not None else ():
-                if before is wanted:
-                    return True
-                if before is not None and before not in seen and before.producer() is not None:
-                    seen.add(before)
-                    pending.append(before)
-        return False
+    pending, seen = [value], {value}
+    while pending and len(seen) < _BLOCK_VALUES:
+        node = pending.pop(0).producer()
+        for before in node.inputs if node is not None else ():
+            if before is wanted:
+                return True
+            if before is not None and before not in seen and before.producer() is not None:
+                seen.add(before)
+                pending.append(before)
+    return False
 
 
 def find_convolutions(nodes: Iterable[onnx_ir.Node]) -> Iterator[onnx_ir.Node]:
