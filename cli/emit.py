@@ -6,10 +6,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir
 from opgraft.cli.report import PassReport, count_nodes
 from opgraft.ir.destination import data_path, publish, write_error
-from opgraft.ir.external import all_tensors
+from opgraft.ir.external import external_tensors
 from opgraft.ir.program import Program
 from opgraft.ir.save import save
 from opgraft.passes._pass import Contract
@@ -81,5 +80,4 @@ def _file_bytes(path: Path, program: Program) -> int:
 
 
 def _data_files(program: Program) -> set[Path]:
-    tensors = (t for _, t in all_tensors(program.model))
-    return {Path(t.path) for t in tensors if isinstance(t, onnx_ir.ExternalTensor)}
+    return {Path(tensor.path) for tensor, _ in external_tensors(program.model)}

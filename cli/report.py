@@ -81,9 +81,8 @@ def json_value(value: Any) -> Any:
 
 def count_nodes(program: Program) -> dict[str, int]:
     """Nodes by operator in all scopes; operators of other domains carry their domain."""
-    counts: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for graph in program.scopes():
-        for node in graph:
-            standard = node.domain in ("", "ai.onnx")
-            counts[node.op_type if standard else f"{node.domain}::{node.op_type}"] += 1
-    return dict(sorted(counts.items()))
+        counts.update([(node.domain, node.op_type) for node in graph])
+    named = {op if domain in ("", "ai.onnx") else f"{domain}::{op}": n for (domain, op), n in counts.items()}
+    return dict(sorted(named.items()))

@@ -20,6 +20,7 @@ from opgraft.ir.errors import InputError
 from opgraft.ir.external import all_tensors, bind_files
 from opgraft.ir.normalize_export import strip_debug_info
 from opgraft.ir.program import Program
+from opgraft.ir.read_model import read_model
 from opgraft.ir.shadowing import rename_shadowing_values
 from opgraft.ir.validate import Findings, check_proto
 from opgraft.ir.wire import split
@@ -136,7 +137,7 @@ def _from_proto(proto: onnx.ModelProto, path: Path | None, own_location: str, ke
     notes = _notes_on_the_future(proto)
     findings = check_proto(proto, where)
     try:
-        model = onnx_ir.from_proto(proto)
+        model = read_model(proto, is_plain=findings.is_plain)
     except Exception as error:  # noqa: BLE001 - the IR reports invalid protos by many exception types
         raise InputError(f"invalid model: {_first_cause(error)}", where=where) from None
     if findings.is_unsorted:

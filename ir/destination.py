@@ -9,9 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-import onnx_ir
 from opgraft.ir.errors import OutputError
-from opgraft.ir.external import all_tensors
+from opgraft.ir.external import external_tensors
 from opgraft.ir.program import Program
 
 
@@ -63,7 +62,7 @@ def check_sources(program: Program, output: Path) -> None:
     targets = [p for p in (output, data_path(output)) if p.exists()]
     if not targets:
         return
-    for source in {t.path for _, t in all_tensors(program.model) if isinstance(t, onnx_ir.ExternalTensor)}:
+    for source in {tensor.path for tensor, _ in external_tensors(program.model)}:
         for target in targets:
             if _is_same(Path(source), target):
                 raise OutputError(

@@ -48,6 +48,9 @@ def _input(index: int) -> _Rule:
     return lambda node, types: [_at(types, index)]
 
 
+_OF_FIRST = _input(0)
+
+
 def _fixed(*result: DataType) -> _Rule:
     return lambda node, types: result
 
@@ -79,7 +82,12 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+def has_type_of_first(op_type: str) -> bool:
+    """Whether the result of a standard operator has its first input's type."""
+    return op_type not in _RULES
+
+
 def infer_types(node: onnx_ir.Node, types: Types) -> list[DataType | None]:
     """The types of all outputs of a standard operator that has a shape rule; most have their first input's."""
-    result = _RULES.get(node.op_type, _input(0))(node, types)
+    result = _RULES.get(node.op_type, _OF_FIRST)(node, types)
     return [*result, *[None] * (len(node.outputs) - len(result))][: len(node.outputs)]

@@ -12,6 +12,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 import onnx_ir
 from opgraft.ir.errors import InputError
+from opgraft.ir.small_tensor import SmallTensor
 
 _LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
 
@@ -107,15 +108,25 @@ def all_tensors(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.TensorProto
 Replace = Callable[[onnx_ir.TensorProtocol], None]
 
 
-def tensor_slots(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.TensorProtocol, Replace]]:
-    """`all_tensors` with a function that puts another tensor in the same place."""
+def external_tensors(model: onnx_ir.Model) -> Iterator[tuple[onnx_ir.ExternalTensor, Replace]]:
+    """The tensors that lie in files, each with a function that puts another tensor in its place."""
+    for _, tensor, replace in tensor_slots(model, with_small=False):
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            yield tensor, replace
+
+
+def tensor_slots(
+    model: onnx_ir.Model, *, with_small: bool = True
+) -> Iterator[tuple[str, onnx_ir.TensorProtocol, Replace]]:
+    """`all_tensors` with a function that puts another tensor in the same place; `with_small`: also `SmallTensor`s."""
     for root in [model.graph, *(function.graph for function in model.functions.values())]:
         pending = [root]
         while pending:
             graph = pending.pop()
             for name, value in graph.initializers.items():
-                if value.const_value is not None:
-                    yield name, value.const_value, _replace_constant(value)
+                tensor = value.const_value
+                if tensor is not None and (with_small or type(tensor) is not SmallTensor):
+                    yield name, tensor, _replace_constant(value)
             for node in graph:
                 if not node.attributes:
                     continue

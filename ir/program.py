@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+from opgraft.ir.small_tensor import SmallTensor
 
 Arrays = Mapping[str, np.ndarray]
 Reference = Callable[[Arrays], dict[str, np.ndarray]]
@@ -140,29 +141,13 @@ def constant_array(value: onnx_ir.Value | None, *, limit: int = 1 << 16) -> np.n
     tensor = constant_tensor(value)
     if tensor is None:
         return None
-    if not isinstance(tensor, onnx_ir.Tensor):
-        if tensor.size > limit or tensor.dtype == onnx_ir.DataType.STRING:
-            return None
-        array = tensor.numpy()
-        if value is not None and value.const_value is tensor and tensor.nbytes <= _DECODED_BYTES:
-            _keep_decoded(value, tensor, array)
-        return array
-    raw = tensor.raw
-    if isinstance(raw, np.ndarray):
-        return raw if raw.size <= limit else None
-    return tensor.numpy() if tensor.size <= limit else None
-
-
-# Small tensors are decoded once: a protobuf tensor decodes its bytes and builds its shape at every question.
-_DECODED_BYTES = 4096
-
-
-def _keep_decoded(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, array: np.ndarray) -> None:
-    if isinstance(tensor, onnx_ir.ExternalTensor):
-        return
-    decoded = onnx_ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
-    decoded.metadata_props.update(tensor.metadata_props)
-    value.const_value = decoded
+    if type(tensor) is SmallTensor:
+        return tensor.numpy() if tensor.size <= limit else None
+    if isinstance(tensor, onnx_ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+        return tensor.raw if tensor.raw.size <= limit else None
+    if tensor.size > limit or tensor.dtype == onnx_ir.DataType.STRING:
+        return None
+    return tensor.numpy()
 
 
 def constant_ints(value: onnx_ir.Value | None, *, limit: int = 4096) -> list[int] | None:

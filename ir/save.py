@@ -20,9 +20,10 @@ from opgraft.ir.destination import (
     write_text,
 )
 from opgraft.ir.errors import OutputError
-from opgraft.ir.external import FileTensor, Replace, all_tensors, tensor_slots
+from opgraft.ir.external import FileTensor, Replace, all_tensors, external_tensors
 from opgraft.ir.program import Program
 from opgraft.ir.shared_data import clone_data, common_data_file
+from opgraft.ir.small_tensor import SmallTensor
 from opgraft.ir.wire import (
     GRAPH_INITIALIZER,
     INLINE_LIMIT_BYTES,
@@ -31,6 +32,7 @@ from opgraft.ir.wire import (
     encode_tag,
     encode_varint,
 )
+from opgraft.ir.write_model import model_message
 
 __all__ = ["check_output", "check_sources", "data_path", "model_bytes", "publish", "save", "write_text"]
 
@@ -92,12 +94,10 @@ def save(
 
 def _writes_data_file(program: Program) -> bool:
     """Whether `save` keeps weights outside the model file unless told otherwise."""
-    n_bytes = 0
-    for _, tensor in all_tensors(program.model):
-        if isinstance(tensor, onnx_ir.ExternalTensor) and not (isinstance(tensor, FileTensor) and tensor.is_inline):
+    for tensor, _ in external_tensors(program.model):
+        if not (isinstance(tensor, FileTensor) and tensor.is_inline):
             return True
-        n_bytes += tensor.nbytes
-    return n_bytes > _MAX_INLINE_BYTES
+    return _weight_bytes(program.model) > _MAX_INLINE_BYTES
 
 
 def _weight_bytes(model: onnx_ir.Model) -> int:
@@ -110,7 +110,9 @@ def _detach_weights(graph: onnx_ir.Graph) -> tuple[list[_Weight], list[_Detached
     detached: list[_Detached] = []
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < INLINE_LIMIT_BYTES or tensor.dtype == onnx_ir.DataType.STRING:
+        if tensor is None or isinstance(tensor, SmallTensor):
+            continue
+        if tensor.nbytes < INLINE_LIMIT_BYTES or tensor.dtype == onnx_ir.DataType.STRING:
             continue
         weights.append(_Weight(_header(tensor, value.name or "").SerializeToString(), tensor, tensor.nbytes))  # type: ignore[arg-type]
         detached.append((value, tensor))
@@ -137,26 +139,14 @@ def _message(
     for replace, _, substitute in substitutes:
         replace(substitute)
     try:
-        proto = onnx_ir.to_proto(program.model)
+        proto = model_message(program.model)
     finally:
         for value, tensor in detached:
             value.const_value = tensor
         for replace, tensor, _ in substitutes:
             replace(tensor)
-    _drop_initializer_values(proto.graph, program.graph)
     _restore_leftover(proto, program)
     return proto
-
-
-def _drop_initializer_values(graph: onnx.GraphProto, source: onnx_ir.Graph) -> None:
-    """`value_info` repeats what an initializer says of itself; leave it out where it says no more."""
-    known = source.initializers
-    if not known:
-        return
-    kept = [info for info in graph.value_info if info.name not in known or info.metadata_props or info.doc_string]
-    if len(kept) != len(graph.value_info):
-        del graph.value_info[:]
-        graph.value_info.extend(kept)
 
 
 def _restore_leftover(proto: onnx.ModelProto, program: Program) -> None:
@@ -175,11 +165,7 @@ def _restore_leftover(proto: onnx.ModelProto, program: Program) -> None:
 def _stray_tensors(program: Program, detached: list[_Detached]) -> list[tuple[Replace, onnx_ir.ExternalTensor]]:
     """Tensors in files that are not large initializers of the main graph: in subgraphs, attributes, functions."""
     taken = {id(tensor) for _, tensor in detached}
-    return [
-        (replace, tensor)
-        for _, tensor, replace in tensor_slots(program.model)
-        if isinstance(tensor, onnx_ir.ExternalTensor) and id(tensor) not in taken
-    ]
+    return [(replace, tensor) for tensor, replace in external_tensors(program.model) if id(tensor) not in taken]
 
 
 def _in_memory(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:

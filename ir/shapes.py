@@ -11,23 +11,22 @@ rule tells, and only in a model none of whose records contradicts the rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import onnx_ir
 from opgraft.ir.dim_text import parse_dim
 from opgraft.ir.dims import Dim, Size
-from opgraft.ir.element_types import infer_types
+from opgraft.ir.element_types import has_type_of_first, infer_types
 from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Sizes, integers_of, unknown_integers
 from opgraft.ir.integer_rules import follow
-from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, nested_graphs
+from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op
 from opgraft.ir.sequence_part import sequence_part, split_axis, split_before
 from opgraft.ir.shape_conflicts import find_conflict
-from opgraft.ir.shape_rule import ShapeOperands, Unknowns, is_opaque
-from opgraft.ir.shape_rules import SHAPE_RULES, infer
+from opgraft.ir.shape_rule import ShapeOperands, Unknowns, broadcast, is_opaque
+from opgraft.ir.shape_rules import ELEMENTWISE, SAME_SHAPE, SHAPE_RULES, infer
 
-__all__ = ["Extent", "Extents", "ShapeAnalysis", "analyze_shapes", "is_opaque", "record_shapes"]
+__all__ = ["Extent", "Extents", "ShapeAnalysis", "analyze_shapes", "is_opaque"]
 
 Extent: TypeAlias = "Size | None"
 Extents: TypeAlias = "tuple[Extent, ...]"
@@ -49,6 +48,10 @@ class ShapeAnalysis:
         self._sizes: dict[onnx_ir.Value, Sizes | None] = {}
         self._integers: dict[onnx_ir.Value, Integers | None] = {}
         self._types: dict[onnx_ir.Value, onnx_ir.DataType | None] = {}
+        # Sizes live as long as the facts, so that one object is asked of once: by identity, as dims hash slowly.
+        self._interned: dict[tuple[int, ...], Sizes] = {}
+        self._broadcast: dict[tuple[int, int], Sizes] = {}
+        self._shapes: dict[int, Extents] = {}
 
     def sizes(self, value: onnx_ir.Value | None) -> Sizes | None:
         """The dims, or None when the rank is unknown. A size that nothing is known of has a name of its own, for
@@ -58,7 +61,12 @@ class ShapeAnalysis:
     def shape(self, value: onnx_ir.Value | None) -> Extents | None:
         """The dims in terms of the model's own names, None for those that are unknown."""
         sizes = self.sizes(value)
-        return None if sizes is None else tuple(None if is_opaque(d) else d for d in sizes)
+        if sizes is None:
+            return None
+        found = self._shapes.get(id(sizes))
+        if found is None:
+            found = self._shapes[id(sizes)] = tuple(None if is_opaque(d) else d for d in sizes)
+        return found
 
     def integers(self, value: onnx_ir.Value | None) -> Integers | None:
         """The elements of a small integer tensor; sizes among them may be opaque."""
@@ -94,17 +102,19 @@ class ShapeAnalysis:
         return self._sizes[value]
 
     def _visit(self, wanted: onnx_ir.Value) -> None:
-        stack = [wanted]
+        stack, sizes = [wanted], self._sizes
         while stack:
             value = stack[-1]
-            if value in self._sizes:
+            if value in sizes:
                 stack.pop()
                 continue
             node = value.producer()
-            if node is None or self.conflict is not None or constant_tensor(value) is not None:
+            if node is None or self.conflict is not None or _is_constant(node):
                 self._start(value)
             else:
-                missing = [v for v in _sources(node) if v not in self._sizes]
+                missing = [v for v in _sources(node) if v is not None and v not in sizes]
+                while missing and missing[-1].producer() is None:
+                    self._start(missing.pop())
                 if missing:
                     stack += missing
                     continue
@@ -115,7 +125,8 @@ class ShapeAnalysis:
         """A value that no operator computes: a constant, an input, or what a body is given."""
         tensor = constant_tensor(value)
         if tensor is not None:
-            sizes = tuple(d for d in tensor.shape if isinstance(d, int))
+            dims = tuple(tensor.shape.numpy())
+            sizes = self._interned.setdefault(dims, dims)
             self._types[value] = tensor.dtype
             if tensor.size <= MAX_ELEMENTS and tensor.dtype in _FOLLOWED:
                 self._integers[value] = integers_of(tensor.numpy(), tensor.dtype)
@@ -130,7 +141,7 @@ class ShapeAnalysis:
     def _trusts(self, value: onnx_ir.Value) -> bool:
         """Bodies of functions and loops run with many shapes; what is recorded in them holds for one at most."""
         node = value.producer()
-        return self.trust_records and node is not None and node.graph in self._straight
+        return node is not None and node.graph in self._straight
 
     def _recorded(self, value: onnx_ir.Value) -> Sizes | None:
         if value.shape is None or not (value.type is None or isinstance(value.type, onnx_ir.TensorType)):
@@ -142,7 +153,35 @@ class ShapeAnalysis:
             return size
         return parse_dim(size.value) if size.value else self._unknowns.fresh()
 
+    def _apply_plain(self, node: onnx_ir.Node) -> bool:
+        """The short way for the commonest nodes: elementwise on floats, of which no content is followed."""
+        n_operands = _PLAIN.get(node.op_type, 0)
+        first, second = (*node.inputs, None, None)[:2]
+        if not 0 < len(node.inputs) <= n_operands or first is None or len(node.outputs) != 1:
+            return False
+        dtype = self._types.get(first, first.dtype)
+        if dtype is None or dtype in _FOLLOWED or node.domain not in DEFAULT_DOMAINS:
+            return False
+        shape = self._sizes[first]
+        if len(node.inputs) == 2:
+            other = None if second is None else self._sizes[second]
+            if shape is None or other is None:
+                return False
+            key = id(shape), id(other)
+            found = self._broadcast.get(key)
+            if found is None:
+                found = broadcast((shape, other), self._unknowns)
+                # The same object where it is the same shape, so that the next question is known.
+                found = shape if found == shape else other if found == other else found
+                self._broadcast[key] = found
+            shape = found
+        output = node.outputs[0]
+        self._set(output, shape, output.dtype or dtype, None)
+        return True
+
     def _apply_rules(self, node: onnx_ir.Node) -> None:
+        if self._apply_plain(node):
+            return
         outputs = node.outputs
         types: list[onnx_ir.DataType | None] = [None] * len(outputs)
         shapes: list[Sizes | None] = [None] * len(outputs)
@@ -173,7 +212,7 @@ class ShapeAnalysis:
     ) -> None:
         if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
             shape = content = dtype = None  # `Value.dtype` of a sequence is that of its elements
-        elif self._trusts(value):
+        elif self.trust_records and self._trusts(value):
             shape = self._filled_in(shape, value)
         if content is not None:
             # The elements tell the shape, and more surely than the shape rule does.
@@ -223,15 +262,25 @@ def _straight_graphs(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Graph]:
 _FOLLOWED = (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32, onnx_ir.DataType.BOOL)
 
 
-def _sources(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
-    yield from (v for v in node.inputs if v is not None)
+# Operators whose result has the type of the first operand and is as large as their operands broadcast: with how many.
+_PLAIN = {
+    **{name: 1 for name in SAME_SHAPE if has_type_of_first(name)},
+    **{name: 2 for name in ELEMENTWISE if has_type_of_first(name)},
+}
+
+
+def _is_constant(node: onnx_ir.Node) -> bool:
+    return node.op_type == "Constant" and constant_tensor(node.outputs[0]) is not None
+
+
+def _sources(node: onnx_ir.Node) -> Sequence[onnx_ir.Value | None]:
+    """What the shapes of a node's outputs follow from."""
     if is_op(node, "If"):
-        for branch in direct_subgraphs(node):
-            yield from branch.outputs
-    elif is_op(node, "SequenceAt"):
+        return [*node.inputs, *(value for branch in direct_subgraphs(node) for value in branch.outputs)]
+    if is_op(node, "SequenceAt"):
         split = split_before(node)
-        if split is not None and split.inputs[0] is not None:
-            yield split.inputs[0]
+        return node.inputs if split is None else [*node.inputs, split.inputs[0]]
+    return node.inputs
 
 
 def _part_sizes(node: onnx_ir.Node, split: onnx_ir.Node, sizes: Sizes | None) -> Sizes | None:
@@ -265,15 +314,20 @@ def _follow_all(program: Program) -> ShapeAnalysis:
     facts = ShapeAnalysis(program)
     open_records = False
     declared = {n for v in program.graph.inputs for d in facts.sizes(v) or () for n in _names(d)}
+    answers: dict[tuple[int, int], tuple[bool, bool]] = {}
     for value in _computed_values(program):
         sizes = facts.sizes(value)
         recorded = value.shape
         if recorded is None:
             continue
-        if _contradicts(sizes, recorded, declared):
+        # The same sizes beside the same record, which many values share, are compared once; both stay as they are.
+        key = id(sizes), id(recorded)
+        found = answers.get(key)
+        if found is None:
+            found = answers[key] = _compare(sizes, recorded, declared)
+        if found[0]:
             facts.contradictions.append(value)
-        elif sizes is None or any(is_opaque(s) and _tells(r) for s, r in zip(sizes, recorded, strict=True)):
-            open_records = True
+        open_records |= found[1]
     if facts.contradictions or not open_records:
         return facts
     trusting = ShapeAnalysis(program, trust_records=True)
@@ -296,6 +350,13 @@ def _tells(size: int | onnx_ir.SymbolicDim) -> bool:
     return isinstance(size, int) or bool(size.value)
 
 
+def _compare(sizes: Sizes | None, recorded: onnx_ir.Shape, declared: set[str]) -> tuple[bool, bool]:
+    """Whether a record contradicts the rules, and whether it tells what they leave open."""
+    if _contradicts(sizes, recorded, declared):
+        return True, False
+    return False, sizes is None or any(is_opaque(s) and _tells(r) for s, r in zip(sizes, recorded, strict=True))
+
+
 def _contradicts(sizes: Sizes | None, recorded: onnx_ir.Shape, declared: set[str]) -> bool:
     """Whether a record says something else than the rules: a number, or another of the inputs' own dims."""
     if sizes is None:
@@ -313,40 +374,3 @@ def _contradicts(sizes: Sizes | None, recorded: onnx_ir.Shape, declared: set[str
             if other != size and declared.issuperset(_names(other)):
                 return True
     return False
-
-
-def record_shapes(program: Program, facts: ShapeAnalysis) -> int:
-    """Write down what is known of the values of the main graph and its subgraphs. Returns how many records changed.
-
-    What follows from the inputs takes the place of a record that says less or something else; the rest of a record
-    stays, unless it is of a rank that cannot be. Function bodies and the model's interface stay as they are.
-    """
-    changed = 0
-    for graph in nested_graphs(program.graph):
-        for node in graph:
-            for value in node.outputs:
-                if not value.is_graph_output() and value.name:
-                    changed += _record(value, facts)
-    return changed
-
-
-def _record(value: onnx_ir.Value, facts: ShapeAnalysis) -> bool:
-    if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
-        return False
-    dtype, known, recorded = facts.dtype(value), facts.shape(value), value.shape
-    changed = value.type is None and dtype is not None
-    if value.type is None and dtype is not None:
-        value.type = onnx_ir.TensorType(dtype)
-    if known is None:
-        return changed
-    said = [None] * len(known) if recorded is None or len(recorded) != len(known) else list(recorded)
-    shape = onnx_ir.Shape([s if k is None else _spelled(k) for k, s in zip(known, said, strict=True)])
-    if shape == recorded:
-        return changed
-    value.shape = shape
-    return True
-
-
-@lru_cache(maxsize=1024)
-def _spelled(size: Extent) -> int | str | None:
-    return size if size is None or isinstance(size, int) else str(size)

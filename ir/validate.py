@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import onnx
@@ -25,7 +26,7 @@ from opgraft.ir.validate_functions import (
     function_keys,
     read_imports,
 )
-from opgraft.ir.validate_operator import Signatures, check_operator
+from opgraft.ir.validate_operator import Signatures, check_attributes, check_operands
 from opgraft.ir.validate_tensor import check_tensor
 from opgraft.ir.validate_type import check_value_infos
 
@@ -42,12 +43,19 @@ class Findings:
 
     is_unsorted: bool = False
     has_subgraphs: bool = False
+    has_devices: bool = False
+    """Whether a node says on which devices it runs."""
     has_files: bool = False
     """Whether a tensor lies in a file, the model's own or another."""
     has_texts: bool = False
     """Whether there are doc strings or metadata besides the model's own."""
     kept_types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     """Value of the main graph -> its type, where the IR has none like it (maps, opaque types)."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the nodes are in order and hold nothing but operands and attributes without graphs."""
+        return not (self.is_unsorted or self.has_subgraphs or self.has_devices)
 
 
 @dataclass
@@ -163,21 +171,16 @@ class _Walk:
         self, nodes: Sequence[onnx.NodeProto], given: list[str], outer: list[_Scope], where: str, context: _Context
     ) -> _Scope:
         """Check the nodes of one graph, whose inputs and initializers are `given`."""
-        ready = set(given)
-        scope = _Scope(set(given), ready)
         outputs = [list(node.output) for node in nodes]
-        for names in outputs:
-            for name in names:
-                if name in scope.defined and name:
-                    raise InputError(f"{name!r} is defined twice", where=where, remedy=INVALID)
-                scope.defined.add(name)
-        scope.defined.discard("")
+        ready = set(given)
+        scope = _Scope(ready | _defined(outputs, ready, where), ready)
         scopes = [*outer, scope]
         for node, names in zip(nodes, outputs, strict=True):
-            for name in node.input:
-                if name and name not in ready:
+            inputs = list(node.input)
+            for name in inputs:
+                if name not in ready and name:
                     self._resolve(name, scopes, node, where)
-            self._node(node, names, where, context)
+            self._node(node, len(inputs), len(names), where, context)
             if node.attribute:
                 self._attributes(node, scopes, where, context)
             ready.update(names)
@@ -194,26 +197,22 @@ class _Walk:
         check_text(name, where)
         raise InputError(f"input {name!r} is defined nowhere", where=f"{where}: {_node_name(node)}", remedy=INVALID)
 
-    def _node(self, node: onnx.NodeProto, outputs: list[str], where: str, context: _Context) -> None:
+    def _node(self, node: onnx.NodeProto, n_inputs: int, n_outputs: int, where: str, context: _Context) -> None:
         op_type, domain = node.op_type, node.domain
-        if not (type(op_type) is type(domain) is type(node.name) is str) or any(type(o) is not str for o in outputs):
-            raise InputError("a node has a name that is no UTF-8", where=where, remedy="the file is damaged")
+        if not type(op_type) is type(domain) is type(node.name) is str:
+            raise _refused_text(where)
         if not op_type:
             raise InputError("a node has no operator", where=f"{where}: {_node_name(node)}", remedy=INVALID)
         if domain == "ai.onnx":
             domain = ""
-        if domain == _RUNTIME_DOMAIN and not context.in_function:
-            context.imports.setdefault(domain, 1)
         if domain not in context.imports:
-            raise InputError(
-                f"domain {domain or 'ai.onnx'!r} of operator {op_type} is not imported",
-                where=f"{where}: {_node_name(node)}",
-                remedy="add it to opset_import",
-            )
+            self._import(domain, node, where, context)
         if node.doc_string or node.metadata_props:
             self._texts(node, where)
-        for configuration in node.device_configurations:
-            check_texts(configuration, where)
+        if node.device_configurations:
+            self.findings.has_devices = True
+            for configuration in node.device_configurations:
+                check_texts(configuration, where)
         if node.overload:
             check_text(node.overload, where)
         if self.functions:
@@ -221,9 +220,22 @@ class _Walk:
             if key in self.functions:
                 context.calls.add(key)
                 return
-        signature = context.signatures.get(op_type) if not domain else None
+        signature = None if domain else context.signatures.get(op_type)
         if signature is not None:
-            check_operator(node, signature, where)
+            check_operands(node, n_inputs, n_outputs, signature, where)
+            if signature.required or node.attribute:
+                check_attributes(node, signature, where)
+
+    def _import(self, domain: str, node: onnx.NodeProto, where: str, context: _Context) -> None:
+        """The runtime's own domain needs no import in a graph; any other does."""
+        if domain == _RUNTIME_DOMAIN and not context.in_function:
+            context.imports[domain] = 1
+            return
+        raise InputError(
+            f"domain {domain or 'ai.onnx'!r} of operator {node.op_type} is not imported",
+            where=f"{where}: {_node_name(node)}",
+            remedy="add it to opset_import",
+        )
 
     def _attributes(self, node: onnx.NodeProto, scopes: list[_Scope], where: str, context: _Context) -> None:
         seen = set()
@@ -293,6 +305,26 @@ _SIMPLE_TYPES = (
     AttributeProto.FLOATS,
     AttributeProto.STRING,
 )
+
+
+def _defined(outputs: list[list[str]], given: set[str], where: str) -> set[str]:
+    """The names that nodes define, each once and none of them `given`."""
+    names = [name for name in chain.from_iterable(outputs) if name]
+    if any(kind is not str for kind in set(map(type, names))):
+        raise _refused_text(where)
+    defined = set(names)
+    if len(defined) == len(names) and given.isdisjoint(defined):
+        return defined
+    seen = set(given)
+    for name in names:
+        if name in seen:
+            raise InputError(f"{name!r} is defined twice", where=where, remedy=INVALID)
+        seen.add(name)
+    return defined
+
+
+def _refused_text(where: str) -> InputError:
+    return InputError("a node has a name that is no UTF-8", where=where, remedy="the file is damaged")
 
 
 def _refused_attribute(node: onnx.NodeProto, attribute: AttributeProto, where: str, what: str) -> InputError:

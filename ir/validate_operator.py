@@ -33,9 +33,11 @@ class Signatures:
         self._found: dict[str, Signature | None] = {}
 
     def get(self, op_type: str) -> Signature | None:
-        if op_type not in self._found:
-            self._found[op_type] = self._look_up(op_type)
-        return self._found[op_type]
+        try:
+            return self._found[op_type]
+        except KeyError:
+            found = self._found[op_type] = self._look_up(op_type)
+            return found
 
     def _look_up(self, op_type: str) -> Signature | None:
         if not self.is_known or not defs.has(op_type, max_inclusive_version=self.opset, domain=""):
@@ -51,17 +53,18 @@ class Signatures:
         )
 
 
-def check_operator(node: onnx.NodeProto, signature: Signature, where: str) -> None:
-    """Raises InputError when `node` does not have the operands and attributes of its operator."""
-    n_inputs, n_outputs = len(node.input), len(node.output)
+def check_operands(node: onnx.NodeProto, n_inputs: int, n_outputs: int, signature: Signature, where: str) -> None:
+    """Raises InputError when `node` has not as many operands as its operator takes."""
     low, high = signature.n_inputs
     if not low <= n_inputs <= high:
         raise _refusal(node, where, f"has {n_inputs} inputs, {_range(low, high)} are allowed")
     low, high = signature.n_outputs
     if not low <= n_outputs <= high:
         raise _refusal(node, where, f"has {n_outputs} outputs, {_range(low, high)} are allowed")
-    if not (node.attribute or signature.required):
-        return
+
+
+def check_attributes(node: onnx.NodeProto, signature: Signature, where: str) -> None:
+    """Raises InputError when `node` has other attributes than its operator, or lacks one."""
     present = set()
     for attribute in node.attribute:
         name = attribute.name

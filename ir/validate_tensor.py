@@ -14,7 +14,7 @@ MAX_ELEMENTS = 1 << 48
 _EXTERNAL_KEYS = frozenset(("location", "offset", "length"))
 _MAX_FILE_BYTES = (1 << 63) - 1
 
-_VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_TYPED_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _INT32_TYPES = (
     *("BFLOAT16", "BOOL", "FLOAT16", "INT16", "INT32", "INT2", "INT4", "INT8", "UINT16", "UINT2", "UINT4", "UINT8"),
     *("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
@@ -90,7 +90,19 @@ def _refusal(tensor: TensorProto, where: str, what: str) -> InputError:
 
 
 def _n_value_fields(tensor: TensorProto) -> int:
-    return sum(bool(getattr(tensor, name)) for name in _VALUE_FIELDS)
+    return sum(bool(getattr(tensor, name)) for name in (*_TYPED_FIELDS, "raw_data"))
+
+
+def _has_typed_data(tensor: TensorProto) -> bool:
+    # One expression without a loop: this is asked of every weight.
+    return bool(
+        tensor.float_data
+        or tensor.int32_data
+        or tensor.int64_data
+        or tensor.double_data
+        or tensor.uint64_data
+        or tensor.string_data
+    )
 
 
 def _check_raw(tensor: TensorProto, n_elements: int, where: str) -> None:
@@ -101,7 +113,7 @@ def _check_raw(tensor: TensorProto, n_elements: int, where: str) -> None:
     n_bytes = len(tensor.raw_data)
     if n_bytes != wanted:
         raise _refusal(tensor, where, f"holds {n_bytes} bytes, its type and shape take {wanted}")
-    if _n_value_fields(tensor) > (n_bytes > 0):
+    if _has_typed_data(tensor):
         raise _refusal(tensor, where, "holds data twice, raw and typed")
 
 

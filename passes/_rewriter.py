@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,29 +72,41 @@ class Rewriter:
         self.initializers.append(value)
         return value
 
+    def discard(self) -> None:
+        """Take back nodes that a pass made before it gave up: they count as users of their operands."""
+        for node in self.nodes:
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+        self.nodes.clear()
+        self.initializers.clear()
+
 
 def _provenance(node: onnx_ir.Node) -> dict[str, str]:
-    return {
-        k: v for k, v in node.metadata_props.items() if k.startswith(("opgraft.", "pkg.torch.onnx.name"))
-    }
+    return {k: v for k, v in node.metadata_props.items() if k.startswith(("opgraft.", "pkg.torch.onnx.name"))}
 
 
 class Names:
     """Fresh names for values and nodes of one model, linear over a whole run."""
 
     def __init__(self, model: onnx_ir.Model) -> None:
-        self.used: set[str] = set()
+        self._model = model
         self.function_graphs = {function.graph for function in model.functions.values()}
-        graphs = list(nested_graphs(model.graph))
-        for function in model.functions.values():
+        self._next: dict[str, int] = {}
+
+    @cached_property
+    def used(self) -> set[str]:
+        """Every name there is or was; looked up when the first new one is asked for."""
+        used: set[str] = set()
+        graphs = list(nested_graphs(self._model.graph))
+        for function in self._model.functions.values():
             graphs += nested_graphs(function.graph)
         for graph in graphs:
-            self.used.update(v.name or "" for v in graph.inputs)
-            self.used.update(graph.initializers)
+            used.update(v.name or "" for v in graph.inputs)
+            used.update(graph.initializers)
             for node in graph:
-                self.used.update(o.name or "" for o in node.outputs)
-                self.used.add(node.name or "")
-        self._next: dict[str, int] = {}
+                used.update(o.name or "" for o in node.outputs)
+                used.add(node.name or "")
+        return used
 
     def fresh(self, hint: str) -> str:
         if hint not in self.used:
@@ -123,17 +136,23 @@ def apply(rewriter: Rewriter, replacements: Sequence[onnx_ir.Value], names: Name
             replacements = [node.outputs[0] if r is value else r for r in replacements]
         else:
             graph.register_initializer(value)
+    if nodes:
+        _name_nodes(rewriter, names)
+        graph.insert_before(root, nodes)
+    changed: list[onnx_ir.Node] = nodes
+    changed += _replace_outputs(root, replacements, graph, rewriter, names)
+    changed += remove_dead([root], graph)
+    return changed
+
+
+def _name_nodes(rewriter: Rewriter, names: Names) -> None:
+    root = rewriter.root
     base = next((o.name for o in root.outputs if o.name), root.op_type)
     for node in rewriter.nodes:
         node.name = names.fresh(node.name or root.name or base or node.op_type)
         for output in node.outputs:
             if output.name != "":  # an output that is left out stays so
                 output.name = names.fresh(output.name or f"{base}_{node.op_type.lower()}")
-    graph.insert_before(root, nodes)
-    changed: list[onnx_ir.Node] = nodes
-    changed += _replace_outputs(root, replacements, graph, rewriter, names)
-    changed += remove_dead([root], graph)
-    return changed
 
 
 def _constant_node(value: onnx_ir.Value, rewriter: Rewriter) -> onnx_ir.Node:
@@ -156,7 +175,7 @@ def _replace_outputs(
     names: Names,
 ) -> list[onnx_ir.Node]:
     changed: list[onnx_ir.Node] = []
-    new = {o for n in rewriter.nodes for o in n.outputs}
+    new = {o for n in rewriter.nodes for o in n.outputs} if rewriter.nodes else ()
     for old, value in zip(root.outputs, replacements, strict=False):
         changed += [use.node for use in old.uses()]
         if value.shape is None and old.shape is not None:
@@ -204,7 +223,11 @@ def _replace_graph_output(
 
 
 def is_dead(node: onnx_ir.Node) -> bool:
-    return not any(o.uses() or o.is_graph_output() for o in node.outputs)
+    # A loop of its own: a generator's frame costs as much as the answer.
+    for output in node.outputs:  # noqa: SIM110
+        if output.is_graph_output() or output.uses():
+            return False
+    return True
 
 
 def remove_dead(seeds: Iterable[onnx_ir.Node], graph: onnx_ir.Graph) -> list[onnx_ir.Node]:
@@ -217,7 +240,8 @@ def remove_dead(seeds: Iterable[onnx_ir.Node], graph: onnx_ir.Graph) -> list[onn
             continue
         owner = node.graph
         inputs = [v for v in node.inputs if v is not None]
-        inputs += captured_values(node)
+        if node.attributes:
+            inputs += captured_values(node)
         owner.remove(node, safe=True) if not node.attributes else _remove_with_subgraphs(owner, node)
         for value in inputs:
             producer = value.producer()
@@ -263,17 +287,14 @@ def _drop_initializer(value: onnx_ir.Value) -> None:
     value.graph.initializers.pop(value.name, None)  # type: ignore[arg-type]
 
 
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+
 def is_random(node: onnx_ir.Node) -> bool:
     """Operators that must never be folded, merged or duplicated: each run, each node draws anew."""
-    if is_op(
-        node,
-        "RandomNormal",
-        "RandomUniform",
-        "RandomNormalLike",
-        "RandomUniformLike",
-        "Multinomial",
-        "Bernoulli",
-    ):
+    if node.op_type in _RANDOM and node.domain in DEFAULT_DOMAINS:
         return True
     if is_op(node, "Dropout"):
         return len(node.inputs) > 2 and node.inputs[2] is not None

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import onnx_ir
 from opgraft.ir.errors import ContractError
-from opgraft.ir.program import DEFAULT_DOMAINS, Program
+from opgraft.ir.program import DEFAULT_DOMAINS, Program, direct_subgraphs
 from opgraft.passes._pass import NoMatch, Pass, PassContext, Replacement
 from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dead
 
@@ -65,19 +65,20 @@ def run_group(passes: Sequence[NodePass], program: Program, context: PassContext
 
 class _Worklist:
     def __init__(self, passes: Sequence[NodePass], graph: onnx_ir.Graph, context: PassContext, names: Names) -> None:
+        self.passes = passes
         self.graph = graph
         self.context = context
         self.names = names
         self.queue: deque[onnx_ir.Node] = deque(graph)
         self.queued: set[onnx_ir.Node] = set(self.queue)
         # With the nodes of subgraphs, which a rewrite may move into this graph.
-        self.budget = _MAX_REWRITES_PER_NODE * sum(1 for _ in graph.all_nodes()) + 100
-        self.everywhere = [p for p in passes if not p.anchors]
-        self.index: dict[tuple[str, str], list[NodePass]] = {}
-        for pass_ in passes:
-            for anchor in pass_.anchors:
-                self.index.setdefault(anchor, []).append(pass_)
+        n_nodes = len(self.queue) + sum(_n_inner_nodes(node) for node in self.queue)
+        self.budget = _MAX_REWRITES_PER_NODE * n_nodes + 100
+        self.candidates: dict[tuple[str, str], list[tuple[NodePass, str]]] = {}
+        """(domain, operator) -> the passes that visit such nodes, with their names."""
         self.seconds: dict[str, float] = context.facts.setdefault("seconds", {})
+        for pass_ in passes:
+            self.seconds.setdefault(pass_.name, 0.0)
 
     def run(self) -> None:
         while self.queue:
@@ -91,24 +92,33 @@ class _Worklist:
             self._visit(node)
 
     def _visit(self, node: onnx_ir.Node) -> None:
-        candidates = self.index.get((node.domain, node.op_type), ())
-        for pass_ in (*candidates, *self.everywhere):
-            start = time.perf_counter()
-            done = self._try(pass_, node)
-            name = pass_.name
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            if done:
-                return
-
-    def _try(self, pass_: NodePass, node: onnx_ir.Node) -> bool:
-        context = self.context
+        key = node.domain, node.op_type
+        candidates = self.candidates.get(key)
+        if candidates is None:
+            candidates = [(p, p.name) for p in self.passes if not p.anchors or key in p.anchors]
+            self.candidates[key] = candidates
+        context, seconds = self.context, self.seconds
         rewriter = Rewriter(self.graph, node)
-        result = pass_.visit(node, rewriter, context)
-        if isinstance(result, NoMatch):
-            context.missed(pass_.name, result)
-            return False
-        if not context.allows(pass_.name):
-            return False
+        start = time.perf_counter()
+        for pass_, name in candidates:
+            result = pass_.visit(node, rewriter, context)
+            if isinstance(result, NoMatch):
+                if context.keep_near_misses:
+                    context.missed(name, result)
+                if rewriter.nodes:
+                    rewriter.discard()
+                end = time.perf_counter()
+                seconds[name] += end - start
+                start = end
+            elif context.allows(name):
+                self._rewrite(pass_, node, rewriter, result)
+                seconds[name] += time.perf_counter() - start
+                return
+            else:
+                rewriter.discard()
+
+    def _rewrite(self, pass_: NodePass, node: onnx_ir.Node, rewriter: Rewriter, result: Replacement) -> None:
+        context = self.context
         self.budget -= 1
         if self.budget < 0:
             recent = sorted({r.pass_name for r in context.rewrites[-50:]})
@@ -123,7 +133,6 @@ class _Worklist:
         self._push(changed)
         self._push(consumers)
         self._push(user for c in changed for o in c.outputs for user, _ in o.uses())
-        return True
 
     def _push(self, nodes: object) -> None:
         for node in nodes:  # type: ignore[attr-defined]
@@ -146,6 +155,12 @@ class _Worklist:
                 return None
             node, graph = parent, parent.graph
         return node if graph is self.graph else None
+
+
+def _n_inner_nodes(node: onnx_ir.Node) -> int:
+    if not node.attributes:
+        return 0
+    return sum(1 for graph in direct_subgraphs(node) for _ in graph.all_nodes())
 
 
 def _site(node: onnx_ir.Node) -> str:

@@ -18,7 +18,8 @@ from opgraft.ir.capture_onnx import capture_onnx
 from opgraft.ir.dims import Size, evaluate, names_of
 from opgraft.ir.errors import InputError
 from opgraft.ir.program import Program
-from opgraft.ir.shapes import ShapeAnalysis, analyze_shapes, is_opaque, record_shapes
+from opgraft.ir.record_shapes import record_shapes
+from opgraft.ir.shapes import ShapeAnalysis, analyze_shapes, is_opaque
 
 sys.path.insert(0, str(Path(__file__).parent))
 import opset_backend as backend

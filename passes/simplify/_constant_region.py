@@ -112,13 +112,16 @@ class ConstantRegion:
         if value is None:
             return True
         producer = value.producer()
+        if producer is None:
+            return constant_tensor(value) is not None
         return producer in self.nodes or producer in self.outer or constant_tensor(value) is not None
 
     def collect(self, program: Program) -> None:
         """Find the nodes whose inputs are constant, in one walk in order."""
         for node in self.graph:
-            inputs = [*node.inputs, *(captured_values(node) if node.attributes else ())]
-            if not all(self.holds(v) for v in inputs):
+            if not all(map(self.holds, node.inputs)):
+                continue
+            if node.attributes and not all(map(self.holds, captured_values(node))):
                 continue
             refused = self._refuse(node, program)
             if refused is None:

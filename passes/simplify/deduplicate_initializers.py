@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import onnx_ir
 from opgraft.ir.program import Program
+from opgraft.ir.small_tensor import SmallTensor
 from opgraft.passes._pass import Contract, Pass, PassContext
 
 
@@ -36,12 +37,13 @@ class DeduplicateInitializers(Pass):
         before = len(context.rewrites)
         for graph in program.scopes():
             values = [v for v in graph.initializers.values() if _is_private(v)]
-            forms = Counter(_form(v) for v in values)
+            forms = [_form(v) for v in values]
+            counts = Counter(forms)
             seen: dict[Hashable, onnx_ir.Value] = {}
-            for value in values:
-                if forms[_form(value)] < 2:
+            for value, form in zip(values, forms, strict=True):
+                if counts[form] < 2:
                     continue
-                first = seen.setdefault(self._key(value), value)
+                first = seen.setdefault((form, self._contents(value)), value)
                 if first is value:
                     continue
                 if not context.allows(self.name):
@@ -51,14 +53,17 @@ class DeduplicateInitializers(Pass):
                 context.applied(self, value.name or "")
         return len(context.rewrites) - before
 
-    def _key(self, value: onnx_ir.Value) -> Hashable:
+    def _contents(self, value: onnx_ir.Value) -> Hashable:
+        """What equal tensors of equal type and shape have in common."""
         tensor = value.const_value
+        if isinstance(tensor, SmallTensor):
+            return tensor.tobytes()
         if tensor is None or isinstance(tensor, onnx_ir.LazyTensor) or tensor.dtype == onnx_ir.DataType.STRING:
             return id(tensor)
         if self.read_all or tensor.nbytes <= self.max_hashed_kib << 10:
-            return (_form(value), hashlib.sha256(tensor.tobytes()).digest())
+            return hashlib.sha256(tensor.tobytes()).digest()
         if isinstance(tensor, onnx_ir.ExternalTensor):
-            return (_form(value), str(tensor.path), tensor.offset, tensor.length)
+            return (str(tensor.path), tensor.offset, tensor.length)
         return id(tensor)
 
 
@@ -68,4 +73,4 @@ def _is_private(value: onnx_ir.Value) -> bool:
 
 def _form(value: onnx_ir.Value) -> Hashable:
     tensor = value.const_value
-    return None if tensor is None else (int(tensor.dtype), *tensor.shape)
+    return None if tensor is None else (tensor.dtype, *tensor.shape)

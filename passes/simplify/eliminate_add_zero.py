@@ -26,8 +26,11 @@ class EliminateAddZero(NopPass):
     def source(self, node: onnx_ir.Node, context: PassContext) -> onnx_ir.Value | NoMatch:
         for position in (1, 0) if node.op_type == "Add" else (1,):
             constant = constant_array(operand(node, position))
+            # The first element tells of most constants, in a tenth of the time.
+            if constant is None or not constant.size or constant.item(0) != 0 or constant.any():
+                continue
             value = operand(node, 1 - position)
-            if constant is None or value is None or not constant.size or constant.any():
+            if value is None:
                 continue
             if not is_absorbed(list(constant.shape), extents(value)):
                 return NoMatch("the zero may widen the other operand", node)

@@ -70,22 +70,23 @@ def _key(node: onnx_ir.Node, pure_functions: Set[FunctionKey]) -> Hashable | Non
     if not _is_pure(node, pure_functions):
         return None
     attributes = []
-    for name, attribute in sorted(node.attributes.items()):
-        frozen = _freeze(attribute)
-        if frozen is None:
-            return None
-        attributes.append((name, frozen))
-    inputs = tuple(None if v is None else id(v) for v in node.inputs)
-    while inputs and inputs[-1] is None:
-        inputs = inputs[:-1]
-    if node.op_type in COMMUTATIVE and len(inputs) == 2:
-        inputs = tuple(sorted(inputs, key=lambda i: i or 0))
-    present = tuple(bool(o.name) for o in node.outputs)
-    return node.domain, node.op_type, node.overload, inputs, tuple(attributes), present
+    if node.attributes:
+        for name, attribute in sorted(node.attributes.items()):
+            frozen = _freeze(attribute)
+            if frozen is None:
+                return None
+            attributes.append((name, frozen))
+    inputs = [0 if v is None else id(v) for v in node.inputs]
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    if len(inputs) == 2 and node.op_type in COMMUTATIVE:
+        inputs.sort()
+    present = [bool(o.name) for o in node.outputs]
+    return node.domain, node.op_type, node.overload, tuple(inputs), tuple(attributes), tuple(present)
 
 
 def _is_pure(node: onnx_ir.Node, pure_functions: Set[FunctionKey]) -> bool:
-    if direct_subgraphs(node) or is_random(node):
+    if (node.attributes and direct_subgraphs(node)) or is_random(node):
         return False
     return node.domain in ("", "ai.onnx", "ai.onnx.ml") or node.op_identifier() in pure_functions
 

@@ -38,13 +38,15 @@ class EliminateDeadCode(Pass):
 
 
 def _remove_unused_initializers(program: Program) -> int:
+    graphs = list(program.scopes())
     captured: set[onnx_ir.Value] = set()
-    for graph in program.scopes():
-        for node in graph:
-            if node.attributes:
-                captured.update(captured_values(node))
+    if len(graphs) > 1:
+        for graph in graphs:
+            for node in graph:
+                if node.attributes:
+                    captured.update(captured_values(node))
     removed = 0
-    for graph in program.scopes():
+    for graph in graphs:
         for name, value in list(graph.initializers.items()):
             if value.uses() or value.is_graph_output() or value.is_graph_input() or value in captured:
                 continue
@@ -55,6 +57,8 @@ def _remove_unused_initializers(program: Program) -> int:
 
 def _remove_unused_functions(program: Program) -> int:
     model = program.model
+    if not model.functions:
+        return 0
     used: set[tuple[str, str, str]] = set()
     pending: list[onnx_ir.Node] = list(model.graph.all_nodes())
     while pending:

@@ -18,6 +18,10 @@ from opgraft.passes._rewriter import Rewriter, can_stand_for
 from opgraft.passes._worklist import NodePass
 from opgraft.passes.simplify._reshape_target import allows_zero, nonempty_dims, spell_expand, spell_reshape
 
+# Of any type: what is folded is their second operand.
+_TARGETED = ("Expand", "Reshape")
+_FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.DOUBLE)
+
 
 @dataclass(frozen=True)
 class FoldShapes(NodePass):
@@ -36,12 +40,15 @@ class FoldShapes(NodePass):
     """
 
     contract: ClassVar[Contract] = Contract.EXACT
-    roots: ClassVar[tuple[str, ...]] = (*INTEGER_OPERATORS, "Expand", "Reshape")
+    roots: ClassVar[tuple[str, ...]] = (*INTEGER_OPERATORS, *_TARGETED)
 
     assume_nonempty: bool = False
     """Take all dims to be at least 1: more targets can be spelled with `-1`, and the result fails on empty inputs."""
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
+        dtype = node.outputs[0].dtype
+        if dtype in _FLOATS and node.op_type not in _TARGETED:
+            return NoMatch("no integers", node)
         facts = shape_facts(context)
         known = _known_content(node, op, facts)
         if not isinstance(known, NoMatch):

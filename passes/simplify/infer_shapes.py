@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from opgraft.ir.program import Program
-from opgraft.ir.shapes import analyze_shapes, record_shapes
+from opgraft.ir.record_shapes import record_shapes
+from opgraft.ir.shapes import analyze_shapes
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext
 
 
