@@ -15,6 +15,7 @@ run again, and one that takes over 20 s only once.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import resource
@@ -153,6 +154,14 @@ def measure_scaling(folder: Path, runs: int = 5) -> None:
         )
 
 
+def compile_sources() -> None:
+    """Byte code of this package, as an installer makes it of the peers' and of ours when it is not installed for
+    editing."""
+    for room in ("__init__.py", "backends", "cli", "ir", "kernels", "passes"):
+        path = Path(__file__).parent.parent / room
+        compileall.compile_file(path, quiet=1) if path.is_file() else compileall.compile_dir(path, quiet=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("benchmarks/.models"))
@@ -162,6 +171,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
     arguments = parser.parse_args()
+    compile_sources()
     if arguments.scaling:
         measure_scaling(arguments.models)
         return

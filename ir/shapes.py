@@ -155,29 +155,28 @@ class ShapeAnalysis:
 
     def _apply_plain(self, node: onnx_ir.Node) -> bool:
         """The short way for the commonest nodes: elementwise on floats, of which no content is followed."""
-        n_operands = _PLAIN.get(node.op_type, 0)
-        first, second = (*node.inputs, None, None)[:2]
-        if not 0 < len(node.inputs) <= n_operands or first is None or len(node.outputs) != 1:
+        inputs, outputs = node.inputs, node.outputs
+        n_inputs = len(inputs)
+        if not 0 < n_inputs <= _PLAIN.get(node.op_type, 0) or len(outputs) != 1 or node.domain not in DEFAULT_DOMAINS:
             return False
-        dtype = self._types.get(first, first.dtype)
-        if dtype is None or dtype in _FOLLOWED or node.domain not in DEFAULT_DOMAINS:
+        first, second = inputs[0], inputs[-1]
+        if first is None or second is None:
             return False
-        shape = self._sizes[first]
-        if len(node.inputs) == 2:
-            other = None if second is None else self._sizes[second]
-            if shape is None or other is None:
-                return False
-            key = id(shape), id(other)
-            found = self._broadcast.get(key)
-            if found is None:
-                found = broadcast((shape, other), self._unknowns)
-                # The same object where it is the same shape, so that the next question is known.
-                found = shape if found == shape else other if found == other else found
-                self._broadcast[key] = found
-            shape = found
-        output = node.outputs[0]
-        self._set(output, shape, output.dtype or dtype, None)
+        dtype = self._types.get(first) or first.dtype
+        shape, other = self._sizes[first], self._sizes[second]
+        if dtype is None or dtype in _FOLLOWED or shape is None or other is None:
+            return False
+        if n_inputs == 2:
+            shape = self._broadcast.get((id(shape), id(other))) or self._join(shape, other)
+        self._set(outputs[0], shape, outputs[0].dtype or dtype, None)
         return True
+
+    def _join(self, left: Sizes, right: Sizes) -> Sizes:
+        """The broadcast shape: the same object where it is one of the two, so that the next question is known."""
+        joined = broadcast((left, right), self._unknowns)
+        joined = left if joined == left else right if joined == right else joined
+        self._broadcast[id(left), id(right)] = joined
+        return joined
 
     def _apply_rules(self, node: onnx_ir.Node) -> None:
         if self._apply_plain(node):
@@ -219,7 +218,9 @@ class ShapeAnalysis:
             shape = tuple(content.elements.shape)
         self._sizes[value] = shape
         self._types[value] = dtype
-        self._integers[value] = content if content is not None else unknown_integers(shape, dtype)
+        if content is None and dtype in _FOLLOWED:
+            content = unknown_integers(shape, dtype)
+        self._integers[value] = content
 
     def _filled_in(self, shape: Sizes | None, value: onnx_ir.Value) -> Sizes | None:
         recorded = self._recorded(value)

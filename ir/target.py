@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -91,6 +90,8 @@ class Target:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UsageError(f"unknown target {name!r}", remedy=f"{hint}known targets: {', '.join(names)}")
+        import tomllib
+
         text = _target_file(name).read_text(encoding="utf-8")
         return _parse_target(name, tomllib.loads(text))
 

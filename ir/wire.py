@@ -11,7 +11,7 @@ GraphProto.initializer = 5, TensorProto.raw_data = 9, .external_data = 13, .data
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -169,7 +169,7 @@ def split(data: memoryview, where: str) -> Skeleton:
     Raises InputError when the outer structure is truncated or is no protobuf message, and when more than protobuf's
     2 GiB remain.
     """
-    location = f"\0{secrets.token_hex(16)}"
+    location = f"\0{os.urandom(16).hex()}"
     parts: list[bytes] = []
     copied = 0
     try:

@@ -1,4 +1,4 @@
-"""What a pass is: a frozen dataclass whose fields are its options, with a declared contract, needs and order."""
+"""What a pass is: a declared contract, needs and order, and options, which are the fields of a frozen dataclass."""
 
 from __future__ import annotations
 

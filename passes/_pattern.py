@@ -79,7 +79,6 @@ class Match:
     nodes: tuple[onnx_ir.Node, ...]
 
 
-@dataclass(frozen=True)
 class PatternPass(NodePass):
     """A pass in three methods that share one list of variables: `pattern`, `check`, `rewrite`.
 

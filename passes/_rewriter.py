@@ -177,18 +177,19 @@ def _replace_outputs(
     changed: list[onnx_ir.Node] = []
     new = {o for n in rewriter.nodes for o in n.outputs} if rewriter.nodes else ()
     for old, value in zip(root.outputs, replacements, strict=False):
-        changed += [use.node for use in old.uses()]
+        uses = old.uses()
+        changed += [use.node for use in uses]
         if value.shape is None and old.shape is not None:
             value.shape = old.shape
         if value.type is None:
             value.type = old.type
-        is_output = old.is_graph_output()
-        if not is_output:
-            if value in new and old.name and not value.is_graph_output():
-                value.name, old.name = old.name, None
-            old.replace_all_uses_with(value)
+        if old.is_graph_output():
+            changed += _replace_graph_output(old, value, graph, value in new, names)
             continue
-        changed += _replace_graph_output(old, value, graph, value in new, names)
+        if value in new and old.name and not value.is_graph_output():
+            value.name, old.name = old.name, None
+        for user, index in uses:
+            user.replace_input_with(index, value)
     return changed
 
 

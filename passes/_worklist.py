@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -23,13 +22,14 @@ from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dea
 _MAX_REWRITES_PER_NODE = 12
 
 
-@dataclass(frozen=True)
 class NodePass(Pass):
     """A pass anchored at one node: `visit` returns the values that stand for its outputs, or why not."""
 
     roots: ClassVar[tuple[str, ...]] = ()
     """Operator types of the anchor; empty means every operator."""
     domains: ClassVar[tuple[str, ...]] = DEFAULT_DOMAINS
+    partners: ClassVar[tuple[str, ...]] = ()
+    """Operator types, one of which must be somewhere in the model for the pass to apply; empty means any model."""
 
     @property
     def anchors(self) -> list[tuple[str, str]]:
@@ -56,16 +56,28 @@ def run_group(passes: Sequence[NodePass], program: Program, context: PassContext
     before = len(context.rewrites)
     anchors = {anchor for p in active for anchor in p.anchors}
     everywhere = any(not p.anchors for p in active)
-    for graph in list(program.scopes()):
-        if everywhere or any((node.domain, node.op_type) in anchors for node in graph):
-            _Worklist(active, graph, context, names).run()
+    graphs = [(graph, {(node.domain, node.op_type) for node in graph}) for graph in program.scopes()]
+    # What replaces a graph output may be an Identity that no pass made.
+    present = {op_type for _, operators in graphs for _, op_type in operators} | {"Identity"}
+    for graph, operators in graphs:
+        if everywhere or not anchors.isdisjoint(operators):
+            _Worklist(active, graph, context, names, present).run()
     fixpoints[key] = context.n_changes
     return len(context.rewrites) - before
 
 
 class _Worklist:
-    def __init__(self, passes: Sequence[NodePass], graph: onnx_ir.Graph, context: PassContext, names: Names) -> None:
+    def __init__(
+        self,
+        passes: Sequence[NodePass],
+        graph: onnx_ir.Graph,
+        context: PassContext,
+        names: Names,
+        present: set[str],
+    ) -> None:
         self.passes = passes
+        self.present = present
+        """Operator types that are, or were, in the model."""
         self.graph = graph
         self.context = context
         self.names = names
@@ -95,8 +107,7 @@ class _Worklist:
         key = node.domain, node.op_type
         candidates = self.candidates.get(key)
         if candidates is None:
-            candidates = [(p, p.name) for p in self.passes if not p.anchors or key in p.anchors]
-            self.candidates[key] = candidates
+            candidates = self.candidates[key] = self._candidates(key)
         context, seconds = self.context, self.seconds
         rewriter = Rewriter(self.graph, node)
         start = time.perf_counter()
@@ -126,16 +137,28 @@ class _Worklist:
         rewrite = context.applied(pass_, _site(node))
         recorder = context.recorder
         token = recorder.before(node, rewriter.nodes, result) if recorder is not None else None
-        consumers = [use.node for output in node.outputs for use in output.uses()]
+        operators = {made.op_type for made in rewriter.nodes}
+        if not operators <= self.present:
+            self.present |= operators
+            self.candidates.clear()
         changed = apply(rewriter, result, self.names)
         if recorder is not None and token is not None:
             recorder.after(token, rewrite)
         self._push(changed)
-        self._push(consumers)
-        self._push(user for c in changed for o in c.outputs for user, _ in o.uses())
+        self._push([use.node for c in changed for o in c.outputs for use in o.uses()])
 
-    def _push(self, nodes: object) -> None:
-        for node in nodes:  # type: ignore[attr-defined]
+    def _candidates(self, key: tuple[str, str]) -> list[tuple[NodePass, str]]:
+        """The passes that may apply at such nodes. Who asks why a pass does not apply is told by the pass."""
+        ask_all = self.context.keep_near_misses
+        return [
+            (p, p.name)
+            for p in self.passes
+            if (not p.anchors or key in p.anchors)
+            and (ask_all or not p.partners or not self.present.isdisjoint(p.partners))
+        ]
+
+    def _push(self, nodes: Sequence[onnx_ir.Node]) -> None:
+        for node in nodes:
             if node.graph is self.graph:
                 if node not in self.queued:
                     self.queued.add(node)

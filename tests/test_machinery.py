@@ -351,6 +351,57 @@ def test_passes_that_undo_each_other_are_named() -> None:
         run_group([ReluToAbs(), AbsToRelu()], program, PassContext(program))
 
 
+@pytest.mark.parametrize("operator", ["Relu", "Neg"])
+def test_a_pass_is_tried_once_its_partner_is_there(operator: str) -> None:
+    """The partner may be what another pass of the group makes; without one the pass is not asked, except for why."""
+    asked = []
+
+    @dataclass(frozen=True)
+    class NegOfAbs(NodePass):
+        """Neg(Abs(x)) -> Neg(x)"""
+
+        contract: ClassVar[Contract] = Contract.EXACT
+        roots: ClassVar[tuple[str, ...]] = ("Neg",)
+        partners: ClassVar[tuple[str, ...]] = ("Abs",)
+
+        def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
+            asked.append(node)
+            inner = node.inputs[0].producer() if node.inputs[0] is not None else None
+            if inner is None or inner.op_type != "Abs":
+                return NoMatch("no Abs", node)
+            return [op.Neg(inner.inputs[0])]
+
+    program = program_of(f"f (float[N] x) => (float[N] y) {{ a = Neg(x) b = {operator}(a) y = Neg(b) }}")
+    context = PassContext(program)
+    run_group([ReluToAbs(), NegOfAbs()], program, context)
+    made = [rewrite.pass_name for rewrite in context.rewrites]
+    assert made == (["relu-to-abs", "neg-of-abs"] if operator == "Relu" else [])
+    assert bool(asked) == (operator == "Relu")
+    if operator == "Neg":
+        run_group([NegOfAbs()], program, PassContext(program, keep_near_misses=True))
+        assert len(asked) == 3
+
+
+def test_what_a_pass_made_before_it_gave_up_is_no_user() -> None:
+    @dataclass(frozen=True)
+    class Hesitant(NodePass):
+        """Relu(x) -> Abs(x), almost"""
+
+        contract: ClassVar[Contract] = Contract.EXACT
+        roots: ClassVar[tuple[str, ...]] = ("Relu",)
+
+        def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
+            op.Abs(node.inputs[0])
+            return NoMatch("not after all", node)
+
+    program = _relus(3)
+    before = [len(v.uses()) for n in program.graph for v in n.inputs if v is not None]
+    run_group([Hesitant(), ReluToAbs()], program, PassContext(program, disabled=frozenset({"relu-to-abs"})))
+    assert [len(v.uses()) for n in program.graph for v in n.inputs if v is not None] == before
+    run_group([Hesitant(), ReluToAbs()], program, PassContext(program))
+    assert [n.op_type for n in program.graph] == ["Abs"] * 3
+
+
 # Rewriting
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +23,6 @@ from opgraft.passes._weights import (
 from opgraft.passes._worklist import NodePass
 
 
-@dataclass(frozen=True)
 class CanonicalizeLinear(NodePass):
     """Gemm(x, w, b) -> Add(MatMul(x, alpha * w'), beta * b), w' [in, out]
 

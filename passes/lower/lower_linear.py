@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes._weights import ROUNDABLE, check_literal, check_single_use, 
 from opgraft.passes._worklist import NodePass
 
 
-@dataclass(frozen=True)
 class LowerLinear(NodePass):
     """Add(MatMul(x, w), b) -> Gemm(x, w, b), for matrices
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,30 +110,40 @@ def _body(site: Site, schema: Any) -> tuple[onnx_ir.Function, int, list[str]] | 
 
     A body leaves out what computes an absent optional output; the function returned has the others only.
     """
-    import onnx
-
-    if schema is None:
+    versions = body_versions(schema)
+    if not versions:
         return None
-    proto = onnx.FunctionProto()
-    if schema.has_function:
-        version = min(schema.function_opset_versions)
-        proto.ParseFromString(schema.get_function_with_opset_version(version))
-    elif schema.has_context_dependent_function:
-        version = min(schema.context_dependent_function_opset_versions)
-        types = [_type_proto(site, i).SerializeToString() for i in range(len(site.node.inputs))]
-        node = _node_proto(site).SerializeToString()
-        text = schema.get_context_dependent_function_with_opset_version(version, node, types)
-        proto.ParseFromString(text)
-    else:
-        return None
+    proto = body_at(site, schema, min(versions))
     if any(a.type in (a.GRAPH, a.GRAPHS) for n in proto.node for a in n.attribute):
         raise CannotConvertError(f"the body of {site.node.op_type} has subgraphs")
-    imported = next((o.version for o in proto.opset_import if o.domain == ""), version)
+    imported = next((o.version for o in proto.opset_import if o.domain == ""), min(versions))
     output_names = list(proto.output)
     made = {name for n in proto.node for name in n.output}
     del proto.output[:]
     proto.output.extend(name for name in output_names if name in made)
     return onnx_ir.from_proto(proto), int(imported), output_names
+
+
+def body_versions(schema: Any) -> Sequence[int]:
+    """The opsets for which the standard gives bodies of the operator."""
+    if schema is None:
+        return ()
+    found: Sequence[int] = schema.function_opset_versions if schema.has_function else ()
+    return found or (schema.context_dependent_function_opset_versions if schema.has_context_dependent_function else ())
+
+
+def body_at(site: Site, schema: Any, version: int) -> Any:
+    """The body that the standard gives the operator from opset `version` on, for this node."""
+    import onnx
+
+    proto = onnx.FunctionProto()
+    if schema.has_function:
+        proto.ParseFromString(schema.get_function_with_opset_version(version))
+        return proto
+    types = [_type_proto(site, i).SerializeToString() for i in range(len(site.node.inputs))]
+    node = _node_proto(site).SerializeToString()
+    proto.ParseFromString(schema.get_context_dependent_function_with_opset_version(version, node, types))
+    return proto
 
 
 def _node_proto(site: Site) -> Any:

@@ -12,7 +12,8 @@ from opgraft.passes.opset.steps import Results, downgrade
 _TERMS = {
     "HannWindow": (0.5, -0.5),
     "HammingWindow": (25 / 46, -21 / 46),
-    "BlackmanWindow": (0.42, -0.5, 0.08),
+    # The runtime's 0.42 is 0.5 - 0.08 in float32, whose last bit is another one: the terms cancel at the ends.
+    "BlackmanWindow": (float(np.float32(0.5) - np.float32(0.08)), -0.5, 0.08),
 }
 """The factors of 1, cos(a), cos(2 a), to be rounded to float32 as the standard's bodies have them."""
 

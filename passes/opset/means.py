@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 
 import onnx_ir
+from opgraft.ir.kernel_table import KernelTable
+from opgraft.passes.opset.down_functions import body_at, body_versions
 from opgraft.passes.opset.schemas import formal_parameter, schema_at, spell_type
-from opgraft.passes.opset.site import CannotConvertError, Scope
+from opgraft.passes.opset.site import CannotConvertError, Scope, Site
 
 
 class _Means(enum.Enum):
@@ -53,7 +55,26 @@ def _means(node: onnx_ir.Node, version: int, scope: Scope) -> _Means:
         return _Means.BODY if has_body else _Means.KERNEL
     if scope.kernels.has(op_type, _since(op_type, version), _types(node, version, scope)):
         return _Means.KERNEL
-    return _Means.BODY if has_body else _Means.NONE
+    return _Means.BODY if has_body and _runs_body(node, version, scope, scope.kernels) else _Means.NONE
+
+
+def _runs_body(node: onnx_ir.Node, version: int, scope: Scope, kernels: KernelTable) -> bool:
+    """Whether the runtime has what the body consists of, as far as the types are known."""
+    schema = schema_at(node.op_type, version)
+    written = max((v for v in body_versions(schema) if v <= version), default=None)
+    if written is None:
+        return False
+    try:
+        body = body_at(Site(node, version, version, version, scope), schema, written)
+    except CannotConvertError:
+        return True
+    return all(
+        n.domain
+        or n.op_type == "Constant"
+        or kernels.has(n.op_type, _since(n.op_type, version), {})
+        or _has_body(n.op_type, version)
+        for n in body.node
+    )
 
 
 @cache

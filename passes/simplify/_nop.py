@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes._rewriter import Rewriter, can_stand_for
 from opgraft.passes._worklist import NodePass
 
 
-@dataclass(frozen=True)
 class NopPass(NodePass):
     """f(x) -> x, where `source` finds the x that the first output equals, or says why there is none."""
 

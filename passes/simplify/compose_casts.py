@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -34,7 +33,6 @@ _WIDER = {
 }
 
 
-@dataclass(frozen=True)
 class ComposeCasts(NodePass):
     """Cast(Cast(x, to=B), to=C) -> Cast(x, to=C), or x
 

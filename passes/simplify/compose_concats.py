@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._extents import rank_of
 from opgraft.passes.simplify._operands import int_attribute, is_single_use, producer
 
 
-@dataclass(frozen=True)
 class ComposeConcats(NodePass):
     """Concat(a, Concat(b, c), d) -> Concat(a, b, c, d) along the same axis
 

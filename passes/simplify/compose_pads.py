@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +21,6 @@ from opgraft.passes.simplify._operands import (
 )
 
 
-@dataclass(frozen=True)
 class ComposePads(NodePass):
     """Pad(Pad(x, p), q) -> Pad(x, p + q)
 

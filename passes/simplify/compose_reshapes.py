@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,6 @@ from opgraft.passes.simplify._operands import int_attribute, operand, producer
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-@dataclass(frozen=True)
 class ComposeReshapes(NodePass):
     """view(view(x)) -> Reshape(x, shape), for Reshape, Flatten, Squeeze and Unsqueeze
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._operands import opset_of, producer
 from opgraft.passes.simplify._ranges import BEFORE_FIRST, END, AxisSlice, read_slices
 
 
-@dataclass(frozen=True)
 class ComposeSlices(NodePass):
     """Slice(Slice(x, ...), ...) -> Slice(x, ...)
 

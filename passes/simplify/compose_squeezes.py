@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._operands import axes_form
 from opgraft.passes.simplify._stacked_axes import inner_axes, outer_axes, stacked_axes
 
 
-@dataclass(frozen=True)
 class ComposeSqueezes(NodePass):
     """Squeeze(Squeeze(x, a), b) -> Squeeze(x, a + b)
 

@@ -27,7 +27,6 @@ class _Atom:
     """Axis of the result."""
 
 
-@dataclass(frozen=True)
 class ComposeTransposeViews(NodePass):
     """Transpose(view(Transpose(x))) -> Reshape(x), Reshape(Transpose(x)) or Transpose(Reshape(x))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._extents import rank_of
 from opgraft.passes.simplify._operands import ints_attribute, producer
 
 
-@dataclass(frozen=True)
 class ComposeTransposes(NodePass):
     """Transpose(Transpose(x, p), q) -> Transpose(x, p[q]), or x"""
 

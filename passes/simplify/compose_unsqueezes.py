@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._operands import axes_form
 from opgraft.passes.simplify._stacked_axes import outer_axes, stacked_axes
 
 
-@dataclass(frozen=True)
 class ComposeUnsqueezes(NodePass):
     """Unsqueeze(Unsqueeze(x, a), b) -> Unsqueeze(x, a + b)
 

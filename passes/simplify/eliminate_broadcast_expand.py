@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir
@@ -22,7 +21,6 @@ _OPERATORS = (
 )
 
 
-@dataclass(frozen=True)
 class EliminateBroadcastExpand(NodePass):
     """Add(Expand(x, shape), y) -> Add(x, y), and other operators that broadcast
 
@@ -32,6 +30,7 @@ class EliminateBroadcastExpand(NodePass):
 
     contract: ClassVar[Contract] = Contract.EXACT
     roots: ClassVar[tuple[str, ...]] = _OPERATORS
+    partners: ClassVar[tuple[str, ...]] = ("Expand",)
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         for index, value in enumerate(node.inputs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Set
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,6 @@ FunctionKey = tuple[str, str, str]
 _MAX_HASHED_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
 class EliminateCommonSubexpressions(Pass):
     """f(x), f(x) -> f(x) once
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -11,7 +10,6 @@ from opgraft.passes._pass import Contract, Pass, PassContext
 from opgraft.passes._rewriter import captured_values, is_dead, remove_dead
 
 
-@dataclass(frozen=True)
 class EliminateDeadCode(Pass):
     """f(x) with no user -> nothing
 

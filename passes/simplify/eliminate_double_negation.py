@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -11,7 +10,6 @@ from opgraft.passes.simplify._nop import NopPass
 from opgraft.passes.simplify._operands import producer
 
 
-@dataclass(frozen=True)
 class EliminateDoubleNegation(NopPass):
     """Not(Not(x)), Neg(Neg(x)), BitwiseNot(BitwiseNot(x)) -> x
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -20,7 +19,6 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True)
 class EliminateIdempotent(NopPass):
     """f(f(x)) -> f(x) for Relu, Abs, Sign, Ceil, Floor, Round; also Ceil(Floor(x)) -> Floor(x) and the like"""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -11,7 +10,6 @@ from opgraft.passes._rewriter import Rewriter, can_stand_for
 from opgraft.passes._worklist import NodePass
 
 
-@dataclass(frozen=True)
 class EliminateIdentity(NodePass):
     """Identity(x) -> x
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._extents import Extent, are_equal, extents
 from opgraft.passes.simplify._operands import is_single_use, producer
 
 
-@dataclass(frozen=True)
 class EliminateMatmulReshapes(NodePass):
     """Reshape(MatMul(Reshape(x), Reshape(w))) -> MatMul(x, w)
 

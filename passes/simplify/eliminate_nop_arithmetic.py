@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +29,6 @@ _POSITIONS = {
 }
 
 
-@dataclass(frozen=True)
 class EliminateNopArithmetic(NopPass):
     """x * 1, x / 1, x ** 1, x + 0, x - 0, x & true, x | false ... -> x
 

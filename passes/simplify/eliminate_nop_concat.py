@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._extents import extents
 from opgraft.passes.simplify._operands import int_attribute, normalize_axes
 
 
-@dataclass(frozen=True)
 class EliminateNopConcat(NodePass):
     """Concat(x) -> x; Concat(x, empty, y) -> Concat(x, y)
 

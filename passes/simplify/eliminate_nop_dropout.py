@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +13,6 @@ from opgraft.passes._worklist import NodePass
 from opgraft.passes.simplify._operands import operand, opset_of, refuse_parameters
 
 
-@dataclass(frozen=True)
 class EliminateNopDropout(NodePass):
     """Dropout(x) -> x
 

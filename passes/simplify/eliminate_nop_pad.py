@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -11,7 +10,6 @@ from opgraft.passes.simplify._nop import NopPass
 from opgraft.passes.simplify._operands import ints_operand
 
 
-@dataclass(frozen=True)
 class EliminateNopPad(NopPass):
     """Pad(x, 0) -> x"""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -13,7 +12,6 @@ from opgraft.passes.simplify._nop import NopPass
 from opgraft.passes.simplify._operands import operand, string_attribute
 
 
-@dataclass(frozen=True)
 class EliminateNopResize(NopPass):
     """Resize(x, scales=1) -> x
 

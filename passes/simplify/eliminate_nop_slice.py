@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._ranges import AxisSlice, read_slices
 _FAR = 2**31 - 1
 
 
-@dataclass(frozen=True)
 class EliminateNopSlice(NopPass):
     """Slice(x, 0, n) -> x
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes.simplify._nop import NopPass
 from opgraft.passes.simplify._operands import operand
 
 
-@dataclass(frozen=True)
 class EliminateNopTile(NopPass):
     """Tile(x, 1) -> x"""
 

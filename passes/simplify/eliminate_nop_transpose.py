@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes.simplify._nop import NopPass
 from opgraft.passes.simplify._operands import ints_attribute
 
 
-@dataclass(frozen=True)
 class EliminateNopTranspose(NopPass):
     """Transpose(x, perm=(0, 1, ...)) -> x
 

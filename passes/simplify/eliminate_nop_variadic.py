@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -10,7 +9,6 @@ from opgraft.passes._pass import NoMatch, PassContext
 from opgraft.passes.simplify._nop import NopPass
 
 
-@dataclass(frozen=True)
 class EliminateNopVariadic(NopPass):
     """Sum(x), Max(x), Min(x), Mean(x) -> x"""
 

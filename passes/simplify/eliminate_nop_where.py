@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes.simplify._extents import extents, is_absorbed
 from opgraft.passes.simplify._nop import NopPass
 
 
-@dataclass(frozen=True)
 class EliminateNopWhere(NopPass):
     """Where(true, a, b) -> a; Where(false, a, b) -> b; Where(c, a, a) -> a
 

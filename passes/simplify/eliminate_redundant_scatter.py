@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +13,6 @@ from opgraft.passes.simplify._nop import NopPass
 from opgraft.passes.simplify._operands import int_attribute, ints_operand, operand, producer, string_attribute
 
 
-@dataclass(frozen=True)
 class EliminateRedundantScatter(NopPass):
     """ScatterND(data, ((0,), (1,), ..., (n - 1,)), updates) -> updates
 

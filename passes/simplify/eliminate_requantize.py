@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +23,6 @@ _TYPES = (DataType.INT8, DataType.UINT8, DataType.INT16, DataType.UINT16)
 _SMALLEST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
 
 
-@dataclass(frozen=True)
 class EliminateRequantize(NopPass):
     """QuantizeLinear(DequantizeLinear(q, s, z), s, z) -> q
 

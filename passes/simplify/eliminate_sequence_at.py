@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,6 @@ from opgraft.passes.simplify._ranges import AxisSlice
 from opgraft.passes.simplify.compose_slices import write_slice
 
 
-@dataclass(frozen=True)
 class EliminateSequenceAt(NodePass):
     """SequenceAt(SplitToSequence(x, sizes), i) -> Slice(x)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir
@@ -22,7 +21,6 @@ _BINARY = ("Add", "Sub", "Mul", "Div", "Equal", "Less", "LessOrEqual", "Greater"
 _MAX_BETWEEN = 8
 
 
-@dataclass(frozen=True)
 class EliminateTransposesAroundElementwise(NodePass):
     """Transpose(f(Transpose(x, p)), q) -> f(x) when q undoes p
 

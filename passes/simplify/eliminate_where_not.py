@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes._worklist import NodePass
 from opgraft.passes.simplify._operands import producer
 
 
-@dataclass(frozen=True)
 class EliminateWhereNot(NodePass):
     """Where(Not(c), a, b) -> Where(c, b, a)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._operands import operand, opset_of
 _POSITIONS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
 
 
-@dataclass(frozen=True)
 class EliminateZeroBias(NodePass):
     """Conv(x, w, 0) -> Conv(x, w); ConvTranspose, Gemm (from opset 11) and QLinearConv likewise
 

@@ -11,6 +11,7 @@ import onnx_ir
 from opgraft.ir.integer_contents import MAX_ELEMENTS, Integers, Operands, integers_of
 from opgraft.ir.integer_rules import follow, has_rule
 from opgraft.ir.program import Program, constant_tensor
+from opgraft.ir.shape_conflicts import find_conflict
 from opgraft.ir.shapes import ShapeAnalysis
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext
 from opgraft.passes._rewriter import Names, Rewriter, apply
@@ -34,7 +35,8 @@ class FoldConstants(Pass):
 
     Never folded: random operators, initializers that the caller may override, operators of unknown domains,
     DequantizeLinear (a quantized weight stays small), and results above the limit that do not replace constants of
-    their size.
+    their size. Nothing is folded where a branch cannot run with the results: a runtime that knows them refuses the
+    model.
     """
 
     contract: ClassVar[Contract] = Contract.EXACT
@@ -54,7 +56,8 @@ class FoldConstants(Pass):
         known: Arrays = {}
         contents: Contents = {}
         folded: set[onnx_ir.Node] = set()
-        for graph in program.scopes():
+        graphs = list(program.scopes())
+        for graph in graphs:
             region = ConstantRegion(graph, facts, outer=folded, max_output_bytes=self.max_output_kib << 10)
             region.collect(program)
             region.shrink()
@@ -68,6 +71,10 @@ class FoldConstants(Pass):
             return 0
         wanted = [(region, region.frontier()) for region in regions]
         results = self._compute(program, context, wanted, known)
+        conflict = find_conflict(program, _Foreseen(program, results)) if len(graphs) > 1 else None
+        if conflict is not None:
+            context.missed(self.name, NoMatch("what is computed does not fit an operator that may never run", conflict))
+            return 0
         names = context.facts.get("names") or context.facts.setdefault("names", Names(program.model))
         for region, values in wanted:
             self._replace(region, values, results, names, context)
@@ -138,6 +145,17 @@ class FoldConstants(Pass):
         return False
 
 
+class _Foreseen(ShapeAnalysis):
+    """The facts of the program once these values are constants."""
+
+    def __init__(self, program: Program, results: Tensors) -> None:
+        super().__init__(program)
+        for value, tensor in results.items():
+            constant = onnx_ir.Value(name=None, const_value=tensor)
+            self._sizes[value], self._integers[value] = self.sizes(constant), self.integers(constant)
+            self._types[value] = tensor.dtype
+
+
 def _has_opsets_of(graph: onnx_ir.Graph, program: Program) -> bool:
     """Whether operators in `graph` mean what they mean in the model: a function may import other versions."""
     for function in program.model.functions.values():
@@ -183,9 +201,7 @@ def _shape_of(value: onnx_ir.Value | None, known: Arrays) -> tuple[int, ...] | N
     return None if tensor is None else tuple(d for d in tensor.shape if isinstance(d, int))
 
 
-def _constant(
-    rewriter: Rewriter, like: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, names: Names
-) -> onnx_ir.Value:
+def _constant(rewriter: Rewriter, like: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, names: Names) -> onnx_ir.Value:
     """An initializer; in function bodies, which have none, a Constant node."""
     if rewriter.graph not in names.function_graphs:
         return rewriter.constant(tensor, f"{like.name or 'constant'}_folded")

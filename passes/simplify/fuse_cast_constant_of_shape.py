@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._operands import int_attribute, producer, refuse_pa
 _KINDS = "biuf"
 
 
-@dataclass(frozen=True)
 class FuseCastConstantOfShape(NodePass):
     """Cast(ConstantOfShape(shape, value=v), to=T) -> ConstantOfShape(shape, value=T(v))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +16,6 @@ from opgraft.passes.simplify._operands import has_parameters, operand, opset_of,
 Bound = float | int | None
 
 
-@dataclass(frozen=True)
 class FuseClips(NodePass):
     """Clip(Clip(x, a, b), c, d) -> Clip(x, clip(a, c, d), clip(b, c, d)); a Relu is Clip(x, 0, inf)
 
@@ -27,6 +25,7 @@ class FuseClips(NodePass):
 
     contract: ClassVar[Contract] = Contract.EXACT
     roots: ClassVar[tuple[str, ...]] = ("Clip", "Relu")
+    partners: ClassVar[tuple[str, ...]] = ("Clip",)
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         inner = producer(node.inputs[0], node.graph, "Clip", "Relu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +28,6 @@ from opgraft.passes._worklist import NodePass
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 
 
-@dataclass(frozen=True)
 class FuseConvAffine(NodePass):
     """Conv(x, w, b) * c + d -> Conv(x, w * c, b * c + d)
 
@@ -42,6 +40,7 @@ class FuseConvAffine(NodePass):
 
     contract: ClassVar[Contract] = Contract.NUMERIC
     roots: ClassVar[tuple[str, ...]] = ("Mul", "Div", "Add", "Sub", *_LINEAR)
+    partners: ClassVar[tuple[str, ...]] = _LINEAR
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         if is_op(node, *_LINEAR):

@@ -28,7 +28,6 @@ from opgraft.passes._worklist import NodePass
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-@dataclass(frozen=True)
 class FuseConvBatchNorm(NodePass):
     """BatchNormalization(Conv(x, w, b)) -> Conv(x, w * k, (b - mean) * k + bias), k = scale / sqrt(var + epsilon)
 

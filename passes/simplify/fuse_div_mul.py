@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -14,7 +13,6 @@ from opgraft.passes.simplify._extents import extents, is_absorbed
 from opgraft.passes.simplify._operands import is_single_use, producer
 
 
-@dataclass(frozen=True)
 class FuseDivMul(NodePass):
     """Mul(Div(1, x), y) -> Div(y, x); Mul(Reciprocal(x), y) -> Div(y, x)
 
@@ -23,6 +21,7 @@ class FuseDivMul(NodePass):
 
     contract: ClassVar[Contract] = Contract.NUMERIC
     roots: ClassVar[tuple[str, ...]] = ("Mul",)
+    partners: ClassVar[tuple[str, ...]] = ("Div", "Reciprocal")
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         for index in (0, 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._extents import rank_of
 from opgraft.passes.simplify._operands import producer
 
 
-@dataclass(frozen=True)
 class FuseMinMax(NodePass):
     """Max(Max(x, a), b) -> Max(x, max(a, b)) for constants of one element; Min likewise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -19,7 +18,6 @@ from opgraft.passes.simplify.fuse_min_max import split_bound
 _TYPES = (DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.INT32, DataType.INT64)
 
 
-@dataclass(frozen=True)
 class FuseMinMaxToClip(NodePass):
     """Min(Max(x, a), b) -> Clip(x, a, b) for scalar constants a <= b; Max(Min(x, b), a) likewise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from opgraft.passes._worklist import NodePass
 from opgraft.passes.simplify._padding import SpatialPadding, is_positive_zero, own_pads, spatial_padding
 
 
-@dataclass(frozen=True)
 class FusePadIntoConv(NodePass):
     """Conv(Pad(x, p), w, pads = q) -> Conv(x, w, pads = p + q)
 

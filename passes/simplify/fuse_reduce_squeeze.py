@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes._worklist import NodePass
 from opgraft.passes.simplify.fuse_reduce_unsqueeze import change_keepdims
 
 
-@dataclass(frozen=True)
 class FuseReduceSqueeze(NodePass):
     """Squeeze(Reduce(x, axes, keepdims=1), axes) -> Reduce(x, axes, keepdims=0)"""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir
@@ -36,7 +35,6 @@ REDUCTIONS = (
 )
 
 
-@dataclass(frozen=True)
 class FuseReduceUnsqueeze(NodePass):
     """Unsqueeze(Reduce(x, axes, keepdims=0), axes) -> Reduce(x, axes, keepdims=1)"""
 

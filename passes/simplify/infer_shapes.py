@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from opgraft.ir.program import Program
@@ -11,7 +10,6 @@ from opgraft.ir.shapes import analyze_shapes
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext
 
 
-@dataclass(frozen=True)
 class InferShapes(Pass):
     """f(x[N, 4]) -> f(x[N, 4])[N, 4]
 

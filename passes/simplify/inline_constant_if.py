@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -12,7 +11,6 @@ from opgraft.passes._worklist import NodePass
 from opgraft.passes.simplify.fold_shapes import shape_facts
 
 
-@dataclass(frozen=True)
 class InlineConstantIf(NodePass):
     """If(true){ then: f(x), else: g(x) } -> f(x)
 

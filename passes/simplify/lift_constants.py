@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -10,7 +9,6 @@ from opgraft.ir.program import Program, constant_tensor, is_op, nested_graphs
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext
 
 
-@dataclass(frozen=True)
 class LiftConstants(Pass):
     """Constant() -> initializer
 

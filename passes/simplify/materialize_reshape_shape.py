@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._extents import extents, spell_reshape
 from opgraft.passes.simplify._operands import operand
 
 
-@dataclass(frozen=True)
 class MaterializeReshapeShape(NodePass):
     """Reshape(x, shape), shape computed -> Reshape(x, constant)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir
@@ -22,7 +21,6 @@ _SAME_SHAPE = (
 )
 
 
-@dataclass(frozen=True)
 class MeasureSourceShape(NodePass):
     """Shape(f(x)) -> Shape(x) where f keeps the shape of its first operand; Size likewise
 

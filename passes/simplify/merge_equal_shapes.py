@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -18,7 +17,6 @@ from opgraft.passes._rewriter import Names, Rewriter, apply
 from opgraft.passes.simplify.fold_shapes import shape_facts
 
 
-@dataclass(frozen=True)
 class MergeEqualShapes(Pass):
     """Concat(Shape(x)[0], 8), Slice(Shape(f(x)), ...) of the same sizes -> the first of them
 

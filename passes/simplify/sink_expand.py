@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir
@@ -16,7 +15,6 @@ _UNARY = ("Not", "Cast", "Neg", "Abs", "Relu", "IsNaN", "Floor", "Ceil", "Sign")
 _ELEMENTWISE = ("Where", "And", "Or", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Add", "Sub", "Mul")
 
 
-@dataclass(frozen=True)
 class SinkExpand(NodePass):
     """f(Expand(x, shape), c) -> Expand(f(x, c), shape)
 
@@ -26,6 +24,7 @@ class SinkExpand(NodePass):
 
     contract: ClassVar[Contract] = Contract.EXACT
     roots: ClassVar[tuple[str, ...]] = (*_UNARY, *_ELEMENTWISE)
+    partners: ClassVar[tuple[str, ...]] = ("Expand",)
 
     def visit(self, node: onnx_ir.Node, op: Rewriter, context: PassContext) -> Replacement | NoMatch:
         found = [i for i, v in enumerate(node.inputs) if v is not None and is_op(v.producer(), "Expand")]

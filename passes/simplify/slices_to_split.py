@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -20,7 +19,6 @@ _Key = tuple[onnx_ir.Value, int]
 _Part = tuple[int, int, onnx_ir.Node]
 
 
-@dataclass(frozen=True)
 class SlicesToSplit(Pass):
     """Slice(x, 0, a), Slice(x, a, b), ..., Slice(x, z, n) -> Split(x, (a, b - a, ..., n - z))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from opgraft.passes.simplify._operands import producer
 from opgraft.passes.simplify.compose_transposes import permutation
 
 
-@dataclass(frozen=True)
 class TransposeToReshape(NodePass):
     """Transpose(x) that moves axes of size 1 only -> Reshape(x, shape)
 
