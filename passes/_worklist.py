@@ -81,13 +81,14 @@ class _Worklist:
         self.graph = graph
         self.context = context
         self.names = names
-        self.queue: deque[onnx_ir.Node] = deque(graph)
-        self.queued: set[onnx_ir.Node] = set(self.queue)
-        # With the nodes of subgraphs, which a rewrite may move into this graph.
-        n_nodes = len(self.queue) + sum(_n_inner_nodes(node) for node in self.queue)
-        self.budget = _MAX_REWRITES_PER_NODE * n_nodes + 100
         self.candidates: dict[tuple[str, str], list[tuple[NodePass, str]]] = {}
         """(domain, operator) -> the passes that visit such nodes, with their names."""
+        nodes = list(graph)
+        # With the nodes of subgraphs, which a rewrite may move into this graph.
+        n_nodes = len(nodes) + sum(_n_inner_nodes(node) for node in nodes)
+        self.budget = _MAX_REWRITES_PER_NODE * n_nodes + 100
+        self.queue: deque[onnx_ir.Node] = deque(node for node in nodes if self._passes_for(node))
+        self.queued: set[onnx_ir.Node] = set(self.queue)
         self.seconds: dict[str, float] = context.facts.setdefault("seconds", {})
         for pass_ in passes:
             self.seconds.setdefault(pass_.name, 0.0)
@@ -104,14 +105,10 @@ class _Worklist:
             self._visit(node)
 
     def _visit(self, node: onnx_ir.Node) -> None:
-        key = node.domain, node.op_type
-        candidates = self.candidates.get(key)
-        if candidates is None:
-            candidates = self.candidates[key] = self._candidates(key)
         context, seconds = self.context, self.seconds
         rewriter = Rewriter(self.graph, node)
         start = time.perf_counter()
-        for pass_, name in candidates:
+        for pass_, name in self._passes_for(node):
             result = pass_.visit(node, rewriter, context)
             if isinstance(result, NoMatch):
                 if context.keep_near_misses:
@@ -138,29 +135,36 @@ class _Worklist:
         recorder = context.recorder
         token = recorder.before(node, rewriter.nodes, result) if recorder is not None else None
         operators = {made.op_type for made in rewriter.nodes}
-        if not operators <= self.present:
-            self.present |= operators
-            self.candidates.clear()
+        is_new = not operators <= self.present
         changed = apply(rewriter, result, self.names)
         if recorder is not None and token is not None:
             recorder.after(token, rewrite)
+        if is_new:
+            # Passes that were of no use may apply now, also where none was asked before.
+            self.present |= operators
+            self.candidates.clear()
+            self._push(list(self.graph))
         self._push(changed)
         self._push([use.node for c in changed for o in c.outputs for use in o.uses()])
 
-    def _candidates(self, key: tuple[str, str]) -> list[tuple[NodePass, str]]:
+    def _passes_for(self, node: onnx_ir.Node) -> list[tuple[NodePass, str]]:
         """The passes that may apply at such nodes. Who asks why a pass does not apply is told by the pass."""
-        ask_all = self.context.keep_near_misses
-        return [
-            (p, p.name)
-            for p in self.passes
-            if (not p.anchors or key in p.anchors)
-            and (ask_all or not p.partners or not self.present.isdisjoint(p.partners))
-        ]
+        key = node.domain, node.op_type
+        found = self.candidates.get(key)
+        if found is None:
+            ask_all = self.context.keep_near_misses
+            found = self.candidates[key] = [
+                (p, p.name)
+                for p in self.passes
+                if (not p.anchors or key in p.anchors)
+                and (ask_all or not p.partners or not self.present.isdisjoint(p.partners))
+            ]
+        return found
 
     def _push(self, nodes: Sequence[onnx_ir.Node]) -> None:
         for node in nodes:
             if node.graph is self.graph:
-                if node not in self.queued:
+                if node not in self.queued and self._passes_for(node):
                     self.queued.add(node)
                     self.queue.append(node)
             elif node.graph is not None:

@@ -23,6 +23,8 @@ def simplify() -> list[Stage]:
     """Lossless simplification."""
     rules = Group(_simplification_rules())
     return [
+        # Copies first: whatever comes later has less to look at.
+        pass_class("eliminate-identity")(),
         pass_class("eliminate-dead-code")(),
         pass_class("lift-constants")(),
         # A branch that is never taken need not fit the shapes that become known.

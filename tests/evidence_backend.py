@@ -48,9 +48,12 @@ NOT_COMPOSABLE = frozenset({"upgrade-opset"})
 
 @cache
 def versions() -> str:
-    """What a row is valid for."""
+    """What a row is valid for: the passes, and what they import."""
+    for name in builtin_modules():
+        pass_class(name)
+    imported = {Path(m.__file__) for n, m in list(sys.modules.items()) if n.startswith("opgraft.ir.") and m.__file__}
     digest = hashlib.sha256()
-    for file in sorted(p for room in ("ir", "passes") for p in (ROOT / room).rglob("*.py")):
+    for file in sorted({p.resolve() for p in (*imported, *(ROOT / "passes").rglob("*.py"))}):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("onnx", "onnxruntime")]
     return f"{', '.join(packages)}, source {digest.hexdigest()[:8]}"
