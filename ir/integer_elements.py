@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from opgraft.ir.dims import Size, floor_divide, never_negative
+from opgraft.ir.dims import Size, floor_divide, maximum, never_negative
 
 Element: TypeAlias = "Size | None"
 
@@ -18,6 +18,8 @@ def divide(a: Size, b: Size) -> Element:
         return quotient if (a < 0) == (b < 0) else -quotient
     if b != 0 and never_negative(a) and never_negative(b):
         return floor_divide(a, b)
+    if isinstance(b, int) and b > 0 and never_negative(a + b - 1):
+        return maximum(0, floor_divide(a, b))  # -b < a, as in (rows - 1) / 4: toward zero is 0 where the floor is -1
     return None
 
 

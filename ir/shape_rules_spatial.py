@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from opgraft.ir.dims import Size, ceil_divide, floor_divide
 from opgraft.ir.integer_contents import Sizes
@@ -43,6 +44,13 @@ def _convolution(weight_index: int) -> ShapeRule:
         return None if windows is None else (shape[0], weight[0], *windows)
 
     return rule
+
+
+def _col2im(operands: ShapeOperands) -> ShapeResult:
+    shape, image, block = operands.shape(0), operands.sizes(1), operands.numbers(2)
+    if shape is None or image is None or block is None or len(shape) != 3 or 0 in block:
+        return None
+    return (shape[0], floor_divide(shape[1], prod(block)), *image)
 
 
 def _conv_transpose(operands: ShapeOperands) -> ShapeResult:
@@ -112,6 +120,7 @@ SPATIAL_RULES: dict[str, ShapeRule] = {
     "Conv": _convolution(1),
     "ConvInteger": _convolution(1),
     "QLinearConv": _convolution(3),
+    "Col2Im": _col2im,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _pool,
     "AveragePool": _pool,
