@@ -14,8 +14,9 @@ from typing import ClassVar
 
 import onnx_ir
 from opgraft.ir.errors import ContractError
+from opgraft.ir.half_precision import has_half, may_be_unrounded
 from opgraft.ir.program import DEFAULT_DOMAINS, Program, direct_subgraphs
-from opgraft.passes._pass import NoMatch, Pass, PassContext, Replacement
+from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext, Replacement
 from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dead
 
 # A group that rewrites more often than this per node is two passes undoing each other.
@@ -89,6 +90,7 @@ class _Worklist:
         self.budget = _MAX_REWRITES_PER_NODE * n_nodes + 100
         self.queue: deque[onnx_ir.Node] = deque(node for node in nodes if self._passes_for(node))
         self.queued: set[onnx_ir.Node] = set(self.queue)
+        self.has_half = _has_half(context)
         self.seconds: dict[str, float] = context.facts.setdefault("seconds", {})
         for pass_ in passes:
             self.seconds.setdefault(pass_.name, 0.0)
@@ -131,7 +133,7 @@ class _Worklist:
         if self.budget < 0:
             recent = sorted({r.pass_name for r in context.rewrites[-50:]})
             raise ContractError(f"passes {', '.join(recent)} undo each other", where=f"node {node.name!r}")
-        rewrite = context.applied(pass_, _site(node))
+        rewrite = context.applied(pass_, _site(node), self._contract(pass_, rewriter, result))
         recorder = context.recorder
         token = recorder.before(node, rewriter.nodes, result) if recorder is not None else None
         operators = {made.op_type for made in rewriter.nodes}
@@ -146,6 +148,13 @@ class _Worklist:
             self._push(list(self.graph))
         self._push(changed)
         self._push([use.node for c in changed for o in c.outputs for use in o.uses()])
+
+    def _contract(self, pass_: NodePass, rewriter: Rewriter, result: Replacement) -> Contract:
+        """What the pass promises, less where it brings together nodes between which half precision is not rounded."""
+        if pass_.contract is not Contract.EXACT or not self.has_half:
+            return pass_.contract
+        operands = [value for node in rewriter.nodes for value in node.inputs]
+        return Contract.NUMERIC if any(map(may_be_unrounded, (*operands, *result))) else Contract.EXACT
 
     def _passes_for(self, node: onnx_ir.Node) -> list[tuple[NodePass, str]]:
         """The passes that may apply at such nodes. Who asks why a pass does not apply is told by the pass."""
@@ -182,6 +191,13 @@ class _Worklist:
                 return None
             node, graph = parent, parent.graph
         return node if graph is self.graph else None
+
+
+def _has_half(context: PassContext) -> bool:
+    found = context.facts.get("has half")
+    if found is None:
+        found = context.facts["has half"] = has_half(context.program)
+    return bool(found)
 
 
 def _n_inner_nodes(node: onnx_ir.Node) -> int:

@@ -13,6 +13,14 @@ from opgraft.passes.opset.up_elementwise import require_unread_mask
 _PLAIN_REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"})
 
 
+@downgrade(13, "Expand")
+def require_list_of_sizes(site: Site) -> Results:
+    """The runtime takes a matrix of sizes since opset 13."""
+    if site.rank(1) not in (None, 1):
+        raise CannotConvertError("the sizes are no list")
+    return None
+
+
 @downgrade(13, "ReduceSum", "Squeeze", "Unsqueeze")
 @downgrade(18, *COMPOSITE_REDUCTIONS)
 def axes_to_attribute(site: Site) -> Results:

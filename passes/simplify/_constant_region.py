@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 import onnx_ir
+from opgraft.ir.half_precision import HALF, MOVERS
 from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs, is_op, static_shape
 from opgraft.ir.shapes import ShapeAnalysis
 from opgraft.passes._pass import NoMatch
@@ -52,13 +53,6 @@ _NOT_COPIED = (
     onnx_ir.DataType.INT2,
     onnx_ir.DataType.UINT2,
     onnx_ir.DataType.FLOAT4E2M1,
-)
-# Where ONNX Runtime lacks a kernel for half precision it computes in float32, and between two such nodes it drops the
-# rounding: a folded result, which is rounded, would change what the next node computes. These only move numbers.
-_HALF = (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
-_MOVES_HALF = (
-    *("Abs", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"),
-    *("Neg", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
 )
 _MAX_SLICE_NODES = 1000
 
@@ -140,7 +134,7 @@ class ConstantRegion:
             return NoMatch("a constant output needs its Identity", node)
         if any(o.is_graph_output() and self.facts.dtype(o) in _NOT_COPIED for o in node.outputs):
             return NoMatch("a constant output needs an Identity, which does not exist for its type", node)
-        if any(self.facts.dtype(o) in _HALF for o in node.outputs) and not is_op(node, *_MOVES_HALF):
+        if any(self.facts.dtype(o) in HALF for o in node.outputs) and not is_op(node, *MOVERS):
             return NoMatch("the runtime may keep more than half precision between this node and the next", node)
         if not is_pure(node, program):
             return NoMatch("a random operator, or one of an unknown domain", node)

@@ -39,6 +39,8 @@ class FuseClips(NodePass):
             return NoMatch("the bounds are not ordered constants", node)
         low = second[0] if first[0] is None else _clamp(first[0], second)
         high = second[1] if first[1] in (None, math.inf) else _clamp(first[1], second)
+        if low == 0 and high == 0:
+            return NoMatch("the one result is zero, and a zero of the other sign would pass", node)
         dtype = _dtype(value, inner, node)
         if dtype is None:
             return NoMatch("the type is not known", node)
