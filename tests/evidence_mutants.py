@@ -4,8 +4,9 @@
 
 A mutant is one small change of the code of a pass (tests/fuzz/mutants.py). It is found when a graph that the pass as it
 is leaves right comes out wrong, crashes, or is refused. A mutant that only fires less often than the pass breaks no
-promise: it is listed, and another one is drawn for it. One JSON row per mutant; rows that exist for the same versions
-are kept. The table `docs/evidence_mutants.md` is written from the rows.
+promise: it is listed, and another one is drawn for it, until three are found or there are no more. One JSON row per
+mutant; rows that exist for the same source and goldens of their pass and the same generator are kept. The table
+`docs/evidence_mutants.md` is written from the rows.
 """
 
 from __future__ import annotations
@@ -14,52 +15,64 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from opgraft.passes._registry import builtin_modules, pass_class
 
 sys.path.insert(0, str(Path(__file__).parent))
-from evidence_fuzz import versions
-from fuzz.hunt import Hunt, hunt
-from fuzz.mutants import Mutant, mutants
+from evidence_fuzz import GENERATOR, versions
+from fuzz.hunt import N_COMPARED, Hunt, hunt
+from fuzz.mutants import mutants
 from fuzz.workers import run_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS_PER_PASS = 3
-MAX_DRAWN = 9
 FOUND, WEAKER, EQUAL, SURVIVED = "found", "fires less", "equivalent", "survived"
-_SELECTION = "which functions are inlined is an option; each inlined call is right by itself"
-EQUIVALENT: dict[str, str] = {
-    "inline-functions: return not self.functions or function.name in wanted or "
-    'f"{function.domain}.{function.name}" in wanted: '
-    "f'{function.domain}.{function.name}' in wanted -> f'{function.domain}.{function.name}' not in wanted": _SELECTION,
-    "fold-constants: if not all(self._may_keep(o, results[o], region, context) for o in used):: "
-    "all((self._may_keep(o, results[o], region, context) for o in used)) -> "
-    "any((self._may_keep(o, results[o], region, context) for o in used))": "the limit on sizes: a larger constant is "
-    "kept beside a small one of the same node, of the right contents",
-    'lift-constants: rewrite = context.applied(self, node.name or old.name or "Constant"): '
-    "node.name or old.name or 'Constant' -> node.name and old.name and 'Constant'": "what the report calls the place",
-}
-"""Mutants that cannot make a result wrong, by key, and why."""
 # One mutant may take all of its graphs, each of which may hang once.
 _TIME_LIMIT_S = 900.0
 
 
+@cache
+def equivalent() -> dict[str, str]:
+    """Mutants that cannot make a result wrong, by key, and why: `# why` above the keys."""
+    found, why = {}, ""
+    for line in (ROOT / "tests" / "fuzz" / "equivalent_mutants.txt").read_text().splitlines():
+        if line.startswith("# "):
+            why = line.removeprefix("# ")
+        elif line:
+            found[line] = why
+    return found
+
+
+def pass_versions(pass_name: str) -> str:
+    """What a mutant's row is valid for: the source and the goldens of its own pass, and the generator."""
+    module = builtin_modules()[pass_name].removeprefix("opgraft.").replace(".", "/")
+    return versions((f"{module}.py", f"tests/goldens/{pass_name}.txt", *GENERATOR))
+
+
 def read_rows(path: Path, n_graphs: int) -> list[dict[str, Any]]:
-    """The rows of the present versions; what was not found on fewer graphs is looked for again."""
+    """The rows of the present versions; a survivor of fewer graphs is looked for again."""
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [r for r in rows if r["versions"] == versions() and (r["outcome"] == FOUND or r["graphs"] >= n_graphs)]
+    rows = [r for r in rows if r["pass"] in builtin_modules() and r["versions"] == pass_versions(r["pass"])]
+    return [r for r in rows if r["outcome"] != SURVIVED or r["key"] in equivalent() or r["graphs"] >= n_graphs]
 
 
-def next_mutant(pass_name: str, rows: list[dict[str, Any]]) -> Mutant | None:
-    """The first one in the pass's order without a row; None when enough have been tried."""
-    own = {r["mutant"]: outcome_of(r) for r in rows if r["pass"] == pass_name}
-    if sum(o in (FOUND, SURVIVED) for o in own.values()) >= MUTANTS_PER_PASS or len(own) >= MAX_DRAWN:
-        return None
-    return next((m for m in mutants(pass_name) if m.label not in own), None)
+def questions(passes: list[str], rows: list[dict[str, Any]], n_graphs: int) -> Iterator[Hunt]:
+    """The mutants without a row, in the order of each pass, until enough of it are found; `rows` grows meanwhile."""
+    for name in passes:
+        passed: list[str] = []
+        for mutant in mutants(name):
+            own = {r["mutant"]: r["outcome"] for r in rows if r["pass"] == name}
+            if sum(own.get(label) == FOUND for label in passed) >= MUTANTS_PER_PASS:
+                break
+            passed.append(mutant.label)
+            if mutant.label not in own:
+                yield Hunt(mutant, N_COMPARED if mutant.key in equivalent() else n_graphs)
 
 
 def run(path: Path, passes: list[str], n_graphs: int, n_jobs: int) -> list[dict[str, Any]]:
@@ -70,24 +83,19 @@ def run(path: Path, passes: list[str], n_graphs: int, n_jobs: int) -> list[dict[
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     with path.open("a") as sink:
-        while True:
-            drawn = [m for name in passes if (m := next_mutant(name, rows)) is not None]
-            if not drawn:
-                return rows
-            questions = [Hunt(m, n_graphs) for m in drawn]
-            for found in run_jobs(hunt, questions, n_jobs, time_limit_s=_TIME_LIMIT_S):
-                question = found.pop("job")
-                mutant = question.mutant
-                row = {"pass": mutant.pass_name, "mutant": mutant.label, "key": mutant.key, "kind": mutant.kind}
-                row |= {**found, "versions": versions()}
-                rows.append(row)
-                print(json.dumps(row), file=sink, flush=True)
-                print(row["outcome"], row["mutant"], row.get("detail", "")[:100], flush=True)
+        for found in run_jobs(hunt, questions(passes, rows, n_graphs), n_jobs, time_limit_s=_TIME_LIMIT_S):
+            mutant = found.pop("job").mutant
+            row = {"pass": mutant.pass_name, "mutant": mutant.label, "key": mutant.key, "kind": mutant.kind}
+            row |= {**found, "versions": pass_versions(mutant.pass_name)}
+            rows.append(row)
+            print(json.dumps(row), file=sink, flush=True)
+            print(outcome_of(row), row["mutant"], " ".join(row.get("detail", "").split())[:100], flush=True)
+    return rows
 
 
 def outcome_of(row: dict[str, Any]) -> str:
     """What became of a mutant; one that can change nothing has not survived."""
-    return EQUAL if row["outcome"] == SURVIVED and row["key"] in EQUIVALENT else str(row["outcome"])
+    return EQUAL if row["outcome"] == SURVIVED and row["key"] in equivalent() else str(row["outcome"])
 
 
 # -- table -----------------------------------------------------------------------------------------------------------
@@ -102,27 +110,45 @@ def table(rows: list[dict[str, Any]], passes: list[str]) -> str:
         "# Mutants of the passes, and the fuzzer",
         "",
         "Written by `make evidence-mutants` from `evidence/mutants.jsonl`.",
-        f"Versions: {versions()}.",
+        f"Versions of the generator: {versions(GENERATOR)}. A row is kept while the generator, the source of its",
+        "own pass and the goldens of that are as they were; other sources may have changed since.",
         "",
         "Every pass is broken by one small change of its code at a time, drawn from its name (tests/fuzz/mutants.py).",
         "A mutant is found when a random graph that the pass leaves right comes out wrong, crashes or is refused.",
-        "One that only fires less often than the pass breaks no promise, and another is drawn in its place; what it",
-        "loses is noticed by the goldens.",
+        f"One that only fires less often than the pass, in {_span(rows)} graphs none of which comes out wrong, breaks",
+        "no promise, and another is drawn in its place, until three are found or there are no more; what it loses is",
+        "noticed by the goldens.",
         "",
         f"- {len(rows)} mutants of {len({r['pass'] for r in rows})} passes ({len(passes)} exist).",
         f"- **{counts[FOUND]} found, {counts[SURVIVED]} survived**;",
         f"  {counts[WEAKER]} fire less, {counts[EQUAL]} equivalent.",
+        *(f"- Only {n} of `{name}`: all {n_all} mutants that there are were tried." for name, n, n_all in _few(rows)),
     ]
     if tries:
         lines.append(f"- Graphs until found: half within {tries[len(tries) // 2]}, the last after {tries[-1]}.")
     lines += [f"- Found by kind: {', '.join(f'{k} {n}' for k, n in kinds.most_common())}.", ""]
     for outcome, title in ((SURVIVED, "Survivors"), (EQUAL, "Equivalent, and why"), (WEAKER, "Fire less")):
         chosen = [r for r in rows if outcome_of(r) == outcome]
-        lines += [f"## {title}", "", *(f"- `{r['mutant']}` {EQUIVALENT.get(r['key'], '')}" for r in chosen), ""]
+        why = {r["mutant"]: equivalent().get(r["key"]) or f"({r['graphs']} graphs)" for r in chosen}
+        lines += [f"## {title}", "", *(f"- `{mutant}` {text}" for mutant, text in why.items()), ""]
     lines += ["## Found", "", "| mutant | graphs | how |", "|---|--:|---|"]
     cells = [(r["mutant"], r["graphs"], r["detail"]) for r in rows if r["outcome"] == FOUND]
     lines += [f"| `{_cell(m)}` | {n} | {_cell(how)} |" for m, n, how in sorted(cells)]
     return "\n".join(lines) + "\n"
+
+
+def _span(rows: list[dict[str, Any]]) -> str:
+    """On how many graphs those were tried that fire less."""
+    tried = {r["graphs"] for r in rows if r["outcome"] == WEAKER} or {N_COMPARED}
+    return " to ".join(str(n) for n in sorted({min(tried), max(tried)}))
+
+
+def _few(rows: list[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
+    """Passes of which fewer are found than wanted: how many, and of how many."""
+    for name in dict.fromkeys(r["pass"] for r in rows):
+        own = [r["outcome"] for r in rows if r["pass"] == name]
+        if own.count(FOUND) < MUTANTS_PER_PASS:
+            yield name, own.count(FOUND), len(own)
 
 
 def _cell(text: str) -> str:

@@ -18,6 +18,7 @@ from opgraft.passes._registry import builtin_modules, pass_class
 sys.path.insert(0, str(Path(__file__).parent))
 import onnx.parser
 from evidence_fuzz import complaints, jobs, table
+from evidence_mutants import equivalent
 from fuzz.batch import Job, examine_job, outcome_of, shrunk
 from fuzz.examine import CRASHED, FAILED, RIGHT
 from fuzz.generate import generate
@@ -162,6 +163,12 @@ def test_every_pass_has_mutants(name: str) -> None:
     found = list(islice(mutants(name), 3))
     assert len({m.label for m in found}) >= 2  # of a pass of one line there are no more
     assert found == list(islice(mutants(name), 3))
+
+
+def test_equivalent_mutants_exist() -> None:
+    passes = {key.partition(":")[0] for key in equivalent()}
+    keys = {mutant.key for name in passes for mutant in mutants(name)}
+    assert not equivalent().keys() - keys
 
 
 FOUND_SOON = ("compose-transposes", "eliminate-idempotent", "eliminate-nop-slice", "fuse-clips")

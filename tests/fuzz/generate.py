@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.numpy_helper
-from backend_forms import nodes_of
+from backend_forms import is_random, nodes_of
 from golden_mutations import declare_shapes
 from onnx import ModelProto, helper
 from opgraft.passes._registry import pass_class
 from opgraft.passes.opset.schemas import NEWEST_OPSET
 
+# Each registers its emitters.
 import fuzz.control
 import fuzz.elementwise
 import fuzz.indexing
 import fuzz.linear
 import fuzz.models
 import fuzz.spatial
-import fuzz.views  # noqa: F401 - each registers its emitters
+import fuzz.views
 from fuzz.draw import Draw
 from fuzz.kernels import BFLOAT16, BOOL, FLOAT, FLOATS, INTEGERS, STRING, numpy_type
 from fuzz.registry import EMITTERS
@@ -37,6 +38,13 @@ OLDEST_OPSET = 11
 # Where most goldens are written; the others follow evenly.
 _MAIN_OPSET = 21
 _IR_VERSION = 10
+# What later versions of the standard wrote anew, or the runtime runs by other kernels, or none, at some.
+_REVISED = (
+    *("AveragePool", "BatchNormalization", "BlackmanWindow", "CastLike", "Celu", "Clip", "CumSum", "DFT", "Dropout"),
+    *("Gelu", "GlobalLpPool", "GridSample", "GroupNormalization", "HammingWindow", "HardSwish", "LayerNormalization"),
+    *("LogSoftmax", "LpPool", "Mish", "Pad", "RMSNormalization", "ReduceMax", "ReduceMean", "ReduceSum", "Resize"),
+    *("RoiAlign", "ScatterElements", "Softmax", "Split", "Squeeze", "Swish", "TopK", "Unsqueeze"),
+)
 # Around goldens of older opsets: operators that have been as they are since opset 7.
 _OLD_OPERATORS = tuple("Abs Neg Relu Floor Exp Add Mul Sub Identity Transpose Cast Softplus".split())  # noqa: SIM905
 
@@ -75,8 +83,12 @@ def generate(seed: int, runner: InProcess, focus: str = "") -> Graph:
             d.attempt(lambda s, n=name, m=mutated: plant(s, n, runner, mutated=m))
         else:
             _step(d, focus)
-    if d.chance(0.1):
-        _repeat(d)
+    looks_for_twins = focus == "eliminate-common-subexpressions"
+    for _ in range(3 if looks_for_twins else 1):
+        if d.chance(0.4 if looks_for_twins else 0.1):
+            _repeat(d)
+    if looks_for_twins and d.chance(0.2):
+        d.attempt(fuzz.models.random_twins)
     return _finish(d, seed, focus)
 
 
@@ -89,9 +101,15 @@ def _draw_opset(rng: np.random.Generator, focus: str) -> int:
     return int(rng.integers(OLDEST_OPSET, NEWEST_OPSET + 1))
 
 
+def _looked_at(focus: str) -> tuple[str, ...]:
+    if focus == "upgrade-opset":
+        return _REVISED
+    return tuple(op for op in getattr(pass_class(focus), "roots", ()) if op in EMITTERS) if focus else ()
+
+
 def _step(d: Draw, focus: str) -> None:
     """One operator, each as likely as any other, or one that the pass looks at; a few tries until one fits."""
-    looked_at = tuple(op for op in getattr(pass_class(focus), "roots", ()) if op in EMITTERS) if focus else ()
+    looked_at = _looked_at(focus)
     for _ in range(6):
         usual = tuple(EMITTERS) if d.opset >= OLDEST_OPSET else _OLD_OPERATORS
         op = d.pick(looked_at if looked_at and d.opset >= OLDEST_OPSET and d.chance(0.5) else usual)
@@ -101,19 +119,25 @@ def _step(d: Draw, focus: str) -> None:
 
 def _repeat(d: Draw) -> None:
     """A node again, with the same operands: a common subexpression."""
-    numbers = [i for i, n in enumerate(d.nodes) if n.op_type != "Constant" and len(n.output) == 1]
+    numbers = [i for i, n in enumerate(d.nodes) if n.output and all(n.output) and not _is_random(n)]
     if not numbers:
         return
-    node = d.nodes[d.pick(numbers)]
-    old = next((v for v in d.pool if v.name == node.output[0]), None)
-    if old is None:
+    several = [i for i in numbers if len(d.nodes[i].output) > 1]
+    node = d.nodes[d.pick(several if several and d.chance(0.3) else numbers)]
+    known = {v.name: v for v in (*d.pool, *d.constants)}
+    if any(o not in known or known[o].is_sequence for o in node.output):
         return
     twin = onnx.NodeProto()
     twin.CopyFrom(node)
     twin.name = d.name("n") if node.name else ""
-    twin.output[0] = d.name()
+    for index, output in enumerate(node.output):
+        twin.output[index] = d.name()
+        d.pool.append(Value(twin.output[index], known[output].dtype, known[output].shapes))
     d.nodes.insert(d.nodes.index(node) + 1, twin)
-    d.pool.append(Value(twin.output[0], old.dtype, old.shapes))
+
+
+def _is_random(node: onnx.NodeProto) -> bool:
+    return is_random(node) or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
 
 
 # -- the model -------------------------------------------------------------------------------------------------------

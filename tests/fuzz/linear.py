@@ -61,7 +61,7 @@ def gemm(d: Draw, op: str) -> None:
     bias = d.weight(x.dtype, d.pick(((n,), (1, n), (), (1,)))) if d.chance(0.6) else None
     if bias is not None and d.chance(0.2):
         bias = d.constant(np.zeros(bias.shape, numpy_type(x.dtype)))
-    scales = {"alpha": float(d.pick((1, 0.5, 2))), "beta": float(d.pick((1, 0.5, 0)))} if d.chance(0.4) else {}
+    scales = {"alpha": float(d.pick((1, 0.5, 2, 0))), "beta": float(d.pick((1, 0.5, 0)))} if d.chance(0.4) else {}
     shown = {"transA": trans_a or None, "transB": trans_b or None}
     d.node(op, [x, w, bias], [(x.dtype, out)], **shown, **scales)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fuzz.draw import Draw
-from fuzz.kernels import FLOAT, FLOATS, INT8, INT32, INT64, UINT8, numpy_type
+from fuzz.kernels import BOOL, FLOAT, FLOATS, INT8, INT32, INT64, UINT8, numpy_type
 from fuzz.registry import emits
 from fuzz.values import Unfit, Value, both
 
@@ -139,6 +139,22 @@ def loss(d: Draw, op: str) -> None:
     reduction = d.pick(("none", "mean", "sum"))
     out = (x.shape[:1],) * 2 if reduction == "none" else ((), ())
     d.node(op, [x, target], [(FLOAT, out)], reduction=reduction)
+
+
+# -- random numbers --------------------------------------------------------------------------------------------------
+
+
+def random_twins(d: Draw) -> None:
+    """Two nodes alike draw different numbers: that much can be compared, bit by bit."""
+    op = d.pick(("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"))
+    if op.endswith("Like"):
+        x = d.value((FLOAT,), where=lambda v: not v.is_empty)
+        operands, shapes, shown = [x], x.shapes, {}
+    else:
+        operands, shapes, shown = [], ((2, 3), (2, 3)), {"shape": [2, 3]}
+    first, second = (d.node(op, operands, [(FLOAT, shapes)], **shown)[0] for _ in range(2))
+    d.node("Equal", [first, second], [(BOOL, shapes)])
+    d.pool = [v for v in d.pool if v not in (first, second)]
 
 
 # -- sequences -------------------------------------------------------------------------------------------------------

@@ -155,18 +155,23 @@ def _places(tree: ast.Module) -> Iterator[_Place]:
     reported = {id(n) for run in runs for n in ast.walk(run) if isinstance(n, ast.Return)}
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom) or _is_text(node) or id(node) in reported:
+        if isinstance(node, ast.Import | ast.ImportFrom) or _is_text(node) or _is_limit(node) or id(node) in reported:
             continue
         yield from _edits(node)
         children = [c for c in ast.iter_child_nodes(node) if not _is_annotation(node, c) and not _is_option(node, c)]
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             children = [node.value]
-        # The text of a NoMatch decides nothing.
-        pending += reversed([] if _is_no_match(node) else children)
+        # The text of a NoMatch decides nothing, nor does what the report says.
+        pending += reversed([] if _is_no_match(node) or _is_report(node) else children)
 
 
 def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_limit(node: ast.AST) -> bool:
+    """How much a pass takes on: what it does within is right with any."""
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and "MAX_" in t.id for t in node.targets)
 
 
 def _is_annotation(parent: ast.AST, child: ast.AST) -> bool:
@@ -181,6 +186,11 @@ def _is_option(parent: ast.AST, child: ast.AST) -> bool:
 
 def _is_no_match(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "NoMatch"
+
+
+def _is_report(node: ast.AST) -> bool:
+    reports = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return reports and node.func.attr in ("applied", "missed")
 
 
 def _edits(node: ast.AST) -> Iterator[_Place]:

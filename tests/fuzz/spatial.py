@@ -18,7 +18,7 @@ def pool(d: Draw, op: str) -> None:
     x = image(d, op, ranks=(3, 4, 4, 5))
     since = {"MaxPool": 10, "AveragePool": 10, "LpPool": 18}[op]
     if d.chance(0.2) and op != "LpPool":
-        x = _padded(d, x, -np.inf if op == "MaxPool" and x.dtype in FLOATS else 0.0)
+        x = _padded(d, x, _least(x.dtype) if op == "MaxPool" else 0.0)
     window = Window(d, x, dilated=op == "MaxPool" or (op == "AveragePool" and d.opset >= 19))
     ceil = bool(d.opset >= since and not window.auto_pad and d.chance(0.3))
     shown: dict[str, object] = {"ceil_mode": int(ceil)} if ceil else {}
@@ -31,11 +31,15 @@ def pool(d: Draw, op: str) -> None:
     d.node(op, [x], results, kernel_shape=window.kernel, **shown, **window.attributes(d))
 
 
+def _least(dtype: int) -> float:
+    return -np.inf if dtype in FLOATS else np.iinfo(numpy_type(dtype)).min
+
+
 def _padded(d: Draw, x: Value, number: float) -> Value:
     spatial = [int(d.pick((0, 1))) for _ in range(2 * (x.rank - 2))]
     pads = [0, 0, *spatial[: x.rank - 2], 0, 0, *spatial[x.rank - 2 :]]
     out = both(lambda s: tuple(n + pads[i] + pads[x.rank + i] for i, n in enumerate(s)), x)
-    value = d.constant(np.array(number).astype(numpy_type(x.dtype))) if x.dtype in FLOATS and d.chance(0.7) else None
+    value = d.constant(np.array(number).astype(numpy_type(x.dtype))) if d.chance(0.7) else None
     return d.node("Pad", [x, d.ints(pads), value], [(x.dtype, out)])[0]
 
 
@@ -83,7 +87,7 @@ def grid_sample(d: Draw, op: str) -> None:
 
 @emits("AffineGrid")
 def affine_grid(d: Draw, op: str) -> None:
-    theta = d.weight(FLOAT, (2, 2, 3))
+    theta = d.input(FLOAT, ((2, 2, 3), (2, 2, 3)))
     out = (2, 3, 4, 2)
     d.node(op, [theta, d.ints([2, 1, 3, 4])], [(FLOAT, (out, out))], align_corners=d.integer(0, 2))
 

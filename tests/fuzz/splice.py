@@ -189,6 +189,7 @@ class _Piece:
         self._add_functions()
         names = {v.name for v in model.graph.input}
         graph = _renamed(model.graph, self.prefix, set())
+        _rename_dims(graph, self.prefix)
         ties = {self.prefix + n: v.name for n, v in self.tied.items()}
         defaults = {t.name for t in graph.initializer}
         main = d.main
@@ -233,6 +234,16 @@ class _Piece:
         value = Value(info.name, tensor.elem_type, shapes)
         keep_numbers = tensor.elem_type in (*INTEGERS, BOOL, STRING) or is_default
         return Input(value, dims, fixed=arrays if keep_numbers else None, is_default=is_default)
+
+
+def _rename_dims(graph: onnx.GraphProto, prefix: str) -> None:
+    """In bodies: a dim of one name is one size in the whole model."""
+    for node in graph.node:
+        for body in (a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH):
+            for value in (*body.input, *body.output, *body.value_info):
+                for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+                    dim.dim_param = f"{prefix}{dim.dim_param}" if dim.dim_param else ""
+            _rename_dims(body, prefix)
 
 
 def _tied(graph: onnx.GraphProto, ties: dict[str, str]) -> list[onnx.NodeProto]:

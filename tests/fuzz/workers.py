@@ -18,6 +18,7 @@ import numpy as np
 
 # A graph takes milliseconds; this is for passes that do not end.
 TIME_LIMIT_S = 60.0
+_PAUSE_S = 3.0
 _MEMORY_LIMIT_BYTES = 4 << 30
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -45,9 +46,11 @@ def run_jobs(
         for _ in range(n_children):
             children.append(_start(work))
             _give(children[-1], pending)
+        seen = time.monotonic()
         while any(c.job is not None for c in children):
             busy = [c for c in children if c.job is not None]
             ready = wait([c.connection for c in busy], timeout=1.0)
+            seen = _forgive_pause(busy, seen)
             for number, child in enumerate(children):
                 if child.job is None:
                     continue
@@ -73,6 +76,15 @@ def _start(work: Job) -> _Child:
     process.start()
     theirs.close()
     return _Child(process, ours)
+
+
+def _forgive_pause(children: list[_Child], seen: float) -> float:
+    """What no one looked at, as when all are stopped for a while, does not count as time of a job. Returns now."""
+    now = time.monotonic()
+    if now - seen > _PAUSE_S:
+        for child in children:
+            child.since += now - seen
+    return now
 
 
 def _give(child: _Child, pending: Iterator[Any]) -> None:
