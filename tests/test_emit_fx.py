@@ -221,6 +221,19 @@ def test_refusals_name_operator_and_node() -> None:
 
 # -- semantics ---------------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("keepdims", [0, 1, 2, -1])
+@pytest.mark.parametrize("node", ["ReduceMean<axes=[1], {}>(x)", "ArgMax<axis=1, {}>(x)", "ReduceProd<{}>(s)"])
+def test_only_one_keeps_dims(node: str, keepdims: int) -> None:
+    """The runtime reads any other number as zero; the last node is arithmetic on sizes."""
+    made = node.format(f"keepdims={keepdims}")
+    text = HEADER.replace("18", "13") + f"(float[n,m] x) => (y) {{ s = Shape(x) r = {made} y = Shape(r) }}"
+    model = onnx.parser.parse_model(text)
+    x = np.ones((3, 4), np.float32)
+    wanted = run_once(model.SerializeToString(), {"x": x})["y"]
+    np.testing.assert_array_equal(run(capture_onnx(model), x)[0], wanted)
+
+
 LOW, HIGH = -(2**31), 2**31 - 1
 LEFT = np.array([-7, 7, -8, 8, 3, -3, HIGH, LOW, 0], np.int32)
 RIGHT = np.array([2, -2, 3, -3, 5, 5, -2, 2, -9], np.int32)

@@ -154,6 +154,10 @@ class Call:
     def int_attribute(self, name: str, default: int) -> int:
         return self.attributes[name].as_int() if name in self.attributes else default
 
+    def keeps_dims(self) -> bool:
+        """As the runtime reads it: any number but one drops them."""
+        return self.int_attribute("keepdims", 1) == 1
+
     def float_attribute(self, name: str, default: float) -> float:
         return float(self.attributes[name].as_float()) if name in self.attributes else default
 

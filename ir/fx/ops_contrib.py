@@ -41,3 +41,36 @@ def skip_rms_norm(
     total = x + skip if bias is None else x + skip + bias
     inverse = torch.rsqrt(torch.mean(total * total, -1, True) + eps)
     return total * inverse * scale, inverse, inverse, total
+
+
+def matmul_n_bits(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    width: int,
+    bits: int,
+    block: int,
+) -> Tensor:
+    """x [..., K] by a matrix [N, K] of small integers, each block of a row with a scale and a zero point of its own.
+
+    `codes` is [N, blocks, bytes of a block]; zero points are packed in the same way, or numbers.
+    """
+    rows, blocks = codes.shape[0], codes.shape[1]
+    numbers = _unpacked(codes, bits).reshape([rows, blocks, block]).to(scales.dtype)
+    scales = scales.reshape([rows, blocks, 1])
+    if zeros is None:
+        numbers = numbers - 2 ** (bits - 1)
+    elif zeros.dtype == torch.uint8:
+        zeros = _unpacked(zeros.reshape([rows, -1]), bits).reshape([rows, -1])[:, :blocks]
+        numbers = numbers - zeros.unsqueeze(-1).to(scales.dtype)
+    else:
+        numbers = numbers - zeros.reshape([rows, blocks, 1])
+    weight = (numbers * scales).reshape([rows, -1])[:, :width]
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    """Bytes to the integers in them, the lowest bits first, along a new last dim."""
+    return torch.stack([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], -1)

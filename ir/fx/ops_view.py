@@ -32,7 +32,9 @@ def to_list(values: Tensor) -> list[Any]:
 def truncated_quotient(a: int, b: int) -> int:
     """Division toward zero."""
     quotient: int = abs(a) // abs(b)
-    return quotient if (a < 0) == (b < 0) else -quotient
+    # One comparison at a time: torch cannot compare two conditions on sizes.
+    is_negative = a < 0 if b > 0 else a > 0
+    return -quotient if is_negative else quotient
 
 
 def choose(condition: bool, a: int, b: int) -> int:

@@ -200,9 +200,7 @@ def concat_from_sequence(call: Call) -> Outputs:
 
 def split_to_sequence(call: Call) -> Outputs:
     sizes: Any = call.scalar(1) if call.known_rank(1) == 0 else call.scalars(1)
-    return call.emit(
-        ops.split_to_list, call.tensor(0), sizes, call.int_attribute("axis", 0), bool(call.int_attribute("keepdims", 1))
-    )
+    return call.emit(ops.split_to_list, call.tensor(0), sizes, call.int_attribute("axis", 0), call.keeps_dims())
 
 
 def sequence_map(call: Call) -> Outputs:

@@ -20,7 +20,7 @@ def _reduction(make: Callable[[Call, fx.Node, Any, bool], fx.Node]) -> Rule:
         axes = [] if call.static_shape_of(1) == [0] else call.scalars_of("axes", 1)
         if not axes and call.int_attribute("noop_with_empty_axes", 0):
             return _of_each_element(call, make)
-        return make(call, call.tensor(0), [] if axes is None else axes, bool(call.int_attribute("keepdims", 1)))
+        return make(call, call.tensor(0), [] if axes is None else axes, call.keeps_dims())
 
     return rule
 
@@ -67,7 +67,7 @@ def _by(target: Callable[..., Any]) -> Rule:
 
 def _arg(largest: bool) -> Rule:
     def rule(call: Call) -> Outputs:
-        axis, keep = call.int_attribute("axis", 0), bool(call.int_attribute("keepdims", 1))
+        axis, keep = call.int_attribute("axis", 0), call.keeps_dims()
         last = bool(call.int_attribute("select_last_index", 0))
         return call.emit(ops.arg_extreme, call.tensor(0), axis, keep, largest, last)
 

@@ -274,7 +274,7 @@ def _reduction(
             return None
         function = make(call)
         total = reduce(function, flat) if flat else start
-        return object_elements([total], [1] * elements.ndim if call.int_attribute("keepdims", 1) else [])
+        return object_elements([total], [1] * elements.ndim if call.keeps_dims() else [])
 
     return rule
 
