@@ -181,6 +181,76 @@ def test_parts_of_split_sequences(sizes: str, keeps: int, index: int, start: int
     assert (relation.detail[0] if rank == 2 else relation.detail) == start
 
 
+STRIDED = "i0 = Range (zero, n, one) i1 = Mul (i0, six) i2 = Unsqueeze (i1, last)"
+
+
+@pytest.mark.parametrize(
+    ("indices", "given"),
+    [
+        (f"xs = Shape <start = 0, end = 1> (x) n = Squeeze (xs) {STRIDED} i = Add (i2, columns)", ""),
+        ("", ", int64[2,6] i = {0,1,2,3,4,5,6,7,8,9,10,11}"),
+    ],
+    ids=["ranges", "a constant"],
+)
+def test_a_gather_of_all_elements_in_order_is_a_view(indices: str, given: str) -> None:
+    """As exporters write `as_strided`."""
+    rows = "2" if given else "N"
+    program = parse(
+        HEAD
+        + f"f (float[{rows},6] x) => (float[{rows},6] y) <int64[1] flat = {{-1}}, int64[1] last = {{1}}, int64 zero ="
+        f" {{0}}, int64 one = {{1}}, int64 six = {{6}}, int64[6] columns = {{0,1,2,3,4,5}}{given}>"
+        f"{{ f = Reshape (x, flat) {indices} y = Gather (f, i) }}"
+    )
+    graph = analyze_axes(program)
+    assert [sources(graph, program, "y", d, Kind.RESTORED) for d in (0, 1)] == [{"x[0]"}, {"x[1]"}]
+
+
+def test_a_gather_in_another_order_is_no_view() -> None:
+    program = parse(
+        HEAD + "f (float[2,2] x) => (float[2,2] y) <int64[1] flat = {-1}, int64[2,2] i = {0,2,1,3}>"
+        "{ f = Reshape (x, flat) y = Gather (f, i) }"
+    )
+    graph = analyze_axes(program)
+    assert [sources(graph, program, "y", d, Kind.RESTORED) for d in (0, 1)] == [set(), set()]
+
+
+def test_a_scatter_on_a_grid_places() -> None:
+    """One step of an unrolled loop: `out[:, 2] = step`."""
+    program = parse(
+        HEAD + "f (float[2,4,3] x, float[2,1,3] step) => (float[2,4,3] y) <int64[2,1,2] i = {0,2,1,2}>"
+        "{ y = ScatterND (x, i, step) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "y", 0, Kind.SAME) == {"x[0]", "step[0]", "i[0]"}
+    assert sources(graph, program, "y", 1, Kind.SCRAMBLED) == set()
+    assert sources(graph, program, "y", 2, Kind.SAME) == {"x[2]", "step[2]"}
+
+
+def test_tiles_are_repetitions_of_the_dim() -> None:
+    program = parse(
+        HEAD + "f (float[N,4] x) => (float[3,N,4] y) <int64[2] r = {3,1}, int64[3] s = {3,-1,4}>"
+        "{ t = Tile (x, r) y = Reshape (t, s) }"
+    )
+    graph = analyze_axes(program)
+    assert sources(graph, program, "y", 1, Kind.RESTORED) == {"x[0]"}
+    assert graph.is_stretched(graph.of(value(program, "y"))[0])
+
+
+def test_what_is_cut_out_of_a_concatenation_comes_from_the_piece() -> None:
+    """A class token in front of the patches, and taken out again."""
+    program = parse(
+        HEAD + "f (float[N,T,4] x) => (float[N,1,4] c, float[N,S,4] p) <int64[1] o = {0}, int64[1] one = {1},"
+        " int64[1] big = {1000}, int64[3] s = {0,1,1}>"
+        "{ xs = Shape <start = 0, end = 1> (x) to = Concat <axis = 0> (xs, one, one) e = Expand (token, to)"
+        "  a = Concat <axis = 1> (e, x) b = Relu (a) c = Slice (b, o, one, one) p = Slice (b, one, big, one) }",
+        token=np.ones((1, 1, 4), np.float32),
+    )
+    graph = analyze_axes(program)
+    origins = Origins(graph)
+    assert not origins.is_input(graph.of(value(program, "c"))[1])
+    assert origins.is_input(graph.of(value(program, "p"))[1])
+
+
 def test_what_is_not_known_has_a_reason_and_a_place() -> None:
     program = parse(HEAD + "f (float[N,4] x) => (int64[2,M] y) { y = NonZero (x) }")
     graph = analyze_axes(program)

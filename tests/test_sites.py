@@ -136,6 +136,149 @@ def test_a_router_is_not_attention() -> None:
     assert sites.attention == ()
 
 
+def test_channels_that_attend_to_channels() -> None:
+    """As in XCiT: tokens are summed over, and the width of a head is the number of its channels, not of its tokens."""
+    turned = ATTENTION.replace("[0, 2, 1, 3]", "[0, 2, 3, 1]").replace(
+        "k = Transpose <perm = [0, 2, 3, 1]>", "k = Transpose <perm = [0, 2, 1, 3]>"
+    )
+    rest = REST.replace("c1 = Transpose <perm = [0, 2, 1, 3]>", "c1 = Transpose <perm = [0, 3, 1, 2]>")
+    sites = parse(f"f (float[B,T,16] x) => (float[B,T,16] y) <{CONSTANTS}> {{ {turned} m = Identity (s) {rest} }}")
+    (site,) = sites.attention
+    assert (site.is_channel, site.is_cross, site.heads, site.head_dim, sites.rotary) == (True, False, 4, 4, (False,))
+
+
+QKV = """
+  q0 = MatMul (x, wq) q1 = Reshape (q0, split) q = Transpose <perm = [0, 2, 1, 3]> (q1)
+  k0 = MatMul (x, wk) k1 = Reshape (k0, few) k2 = Transpose <perm = [0, 2, 1, 3]> (k1)
+  v0 = MatMul (x, wv) v1 = Reshape (v0, few) v2 = Transpose <perm = [0, 2, 1, 3]> (v1)
+"""
+REPEATED = " ".join(
+    f"{n}3 = Unsqueeze ({n}2, two) {n}s = Shape <start = 0, end = 1> (x) {n}t = Shape <start = 1, end = 2> (x)"
+    f" {n}to = Concat <axis = 0> ({n}s, two, two, {n}t, eight) {n}4 = Expand ({n}3, {n}to)"
+    f" {n}f = Concat <axis = 0> ({n}s, four, {n}t, eight) {n} = Reshape ({n}4, {n}f)"
+    for n in "kv"
+)
+
+
+@pytest.mark.parametrize("repeats", [REPEATED, "k = Identity (k2) v = Identity (v2)"], ids=["repeated", "grouped"])
+def test_operators_whose_keys_are_shared_by_heads(repeats: str) -> None:
+    """Whether the keys were repeated before the operator, or it shares them itself."""
+    constants = (
+        "int64[4] split = {0,0,4,8}, int64[4] few = {0,0,2,8}, int64[1] two = {2}, int64[1] four = {4},"
+        " int64[1] eight = {8}, int64[3] merge = {0,0,32}"
+    )
+    rng = np.random.default_rng(1)
+    text = (
+        f'<ir_version: 10, opset_import: ["" : 23]> f (float[B,T,16] x, float[B,T] given) => (float[B,T,32] y)'
+        f"<{constants}> {{ {QKV} {repeats} g = Cast <to = 9> (given) keep = Unsqueeze (g, ax)"
+        "  c0 = Attention (q, k, v, keep) c1 = Transpose <perm = [0,2,1,3]> (c0) y = Reshape (c1, merge) }"
+    )
+    model = onnx.parser.parse_model(text.replace("<int64", "<int64[2] ax = {1,2}, int64", 1))
+    for name, width in (("wq", 32), ("wk", 16), ("wv", 16)):
+        array = rng.standard_normal((16, width)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    sites = find_sites(capture_onnx(model))
+    (site,) = sites.attention
+    assert (site.heads, site.kv_heads, site.head_dim, site.is_cross) == (4, 2, 8, False)
+    # The mask has no recorded type: what it hides is known from how it was made.
+    assert str(sites.masks[0]) == "padding"
+    roles = {v.name: [text_of(r) for r in sites.roles.of(v) or ()] for v, _ in sites.axes.values()}
+    assert roles["q"] == ["batch", "head", "token-as-query", "head-dim"]
+    assert roles["k2"][:2] == ["batch", "kv-head"]
+
+
+def test_an_operator_told_how_many_keys_count_leaves_its_mask_open() -> None:
+    text = f"f (float[B,T,16] x, int64[B] n) => (float[B,T,16] y) <{CONSTANTS}>" + "{" + ATTENTION.split("s0 =")[0]
+    text = text.replace("k = Transpose <perm = [0, 2, 3, 1]>", "k = Transpose <perm = [0, 2, 1, 3]>")
+    model = onnx.parser.parse_model(
+        HEAD.replace("21", "24") + text + "c0 = Attention <is_causal = 1> (q, k, v, , , , n)"
+        " c1 = Transpose <perm = [0, 2, 1, 3]> (c0) y = Reshape (c1, merge) }"
+    )
+    for name in ("wq", "wk", "wv"):
+        array = RNG.standard_normal((16, 16)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    sites = find_sites(capture_onnx(model))
+    assert [str(mask) for mask in sites.masks] == ["causal, undecided: the operator hides keys by 'n'"]
+
+
+def test_tokens_of_a_learned_grid_are_no_heads() -> None:
+    """Items of several learned parts each: the parts are in the keys as well."""
+    sites = parse(
+        "f (float[B,I,16] items) => (float[B,T,16] y) <"
+        + CONSTANTS
+        + ", int64[1] ax = {2}, int64[3] flat = {0,-1,16}>"
+        + "{ a = Unsqueeze (items, ax) b = Add (a, parts) x = Reshape (b, flat)"
+        + f"{ATTENTION} m = Identity (s) {REST} }}",
+        *("wq", "wk", "wv", "wo", "parts"),
+    )
+    (site,) = sites.attention
+    assert (site.heads, site.kv_heads, site.is_cross) == (4, 4, False)
+
+
+def test_scores_of_several_products_are_refused() -> None:
+    """Neighbours and pooled tokens in one softmax: no single operand holds the keys."""
+    mask = "t0 = MatMul (x, wn) t1 = Reshape (t0, split) t2 = Transpose <perm = [0, 2, 1, 3]> (t1) t = MatMul (t2, k)"
+    sites = parse(
+        "f (float[B,T,16] x) => (float[B,T,16] y) <" + CONSTANTS + ">"
+        f"{{ {ATTENTION} {mask} m = Concat <axis = 3> (s, t) v9 = Concat <axis = 2> (v, v)"
+        f"{REST.replace('(p, v)', '(p, v9)')} }}",
+        *("wq", "wk", "wv", "wo", "wn"),
+    )
+    assert sites.attention == ()
+    assert "side by side" in sites.refused[0].reason
+
+
+def test_a_softmax_over_learned_keys_and_values_is_refused() -> None:
+    sites = parse("f (float[B,T,16] x) => (float[B,T,16] y) { s = MatMul (x, wk) p = Softmax (s) y = MatMul (p, wv) }")
+    assert sites.attention == ()
+    assert "constants" in sites.refused[0].reason
+
+
+def test_features_picked_one_by_one_are_no_batch() -> None:
+    sites = parse(
+        "f (float[B,2,16] x) => (float[B,16] y) <int64 one = {1}, int64 zero = {0}>"
+        "{ a0 = Gather <axis = 1> (x, zero) b0 = Gather <axis = 1> (x, one) a = MatMul (a0, wq) b = MatMul (b0, wk)"
+        "  y = Add (a, b) }"
+    )
+    assert [text_of(r) for r in sites.roles.of(sites.program.graph.inputs[0]) or ()] == ["batch", "unknown", "channel"]
+
+
+def test_a_packed_projection_is_channels_though_a_head_is_cut_out_of_it() -> None:
+    constants = (
+        "int64[4] qs = {0,0,2,4}, int64[4] ks = {0,0,1,4}, int64[3] merge = {0,0,8}, int64[3] parts = {8,4,4},"
+        " float scale = {0.5}"
+    )
+    sites = parse(
+        f"f (float[B,T,16] x) => (float[B,T,8] y) <{constants}>"
+        "{ a = MatMul (x, wq) q0, k0, v0 = Split <axis = 2> (a, parts)"
+        "  q1 = Reshape (q0, qs) q = Transpose <perm = [0,2,1,3]> (q1) k1 = Reshape (k0, ks)"
+        "  k = Transpose <perm = [0,2,3,1]> (k1) v1 = Reshape (v0, ks) v = Transpose <perm = [0,2,1,3]> (v1)"
+        "  s0 = MatMul (q, k) s = Mul (s0, scale) p = Softmax (s) c0 = MatMul (p, v)"
+        "  c1 = Transpose <perm = [0,2,1,3]> (c0) y = Reshape (c1, merge) }",
+        "wq",
+    )
+    (site,) = sites.attention
+    assert (site.heads, site.kv_heads) == (2, 1)
+    roles = {v.name: [text_of(r) for r in sites.roles.of(v) or ()] for v, _ in sites.axes.values()}
+    assert roles["a"] == ["batch", "token", "channel"]
+
+
+def test_weights_that_a_router_chooses_are_weights() -> None:
+    """Each token has a matrix of its expert: what it makes are channels."""
+    model = onnx.parser.parse_model(
+        HEAD + "f (float[N,16] x) => (float[N,12] y) <int64[1] one = {1}, int64[1] last = {-1}>"
+        "{ s = MatMul (x, wr) best, chosen = TopK (s, one) e = Squeeze (chosen, last) w = Gather (experts, e)"
+        "  x1 = Unsqueeze (x, one) h = MatMul (x1, w) y = Squeeze (h, one) }"
+    )
+    for name, shape in (("wr", (16, 5)), ("experts", (5, 16, 12))):
+        array = RNG.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    sites = find_sites(capture_onnx(model))
+    roles = {v.name: [text_of(r) for r in sites.roles.of(v) or ()] for v, _ in sites.axes.values()}
+    assert roles["w"][1:] == ["channel", "channel"]
+    assert roles["y"][1] == "channel"
+
+
 def test_where_a_dim_comes_from_unknown_places_it_is_refused() -> None:
     sites = parse(
         f"f (float[B,T,16] x0, bool[B] chosen) => (float[M,T,16] y) <{CONSTANTS}>"

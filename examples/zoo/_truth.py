@@ -18,6 +18,7 @@ def attention(
     mask: str | None = None,
     axis: str = "token",
     calls: int = 1,
+    rotary: bool = False,
 ) -> Site:
     """The softmax attention that the module at `path` computes.
 
@@ -27,6 +28,7 @@ def attention(
         `padding`, `border`, `shift` (boolean or -inf), `bias` (finite: relative positions).
     axis: what the tokens are: `token`, `window`, `group`, `patch`, `frame`, `channel`, `series`.
     calls: how often one forward pass runs it.
+    rotary: whether queries and keys are turned by their positions.
     """
     return {
         "path": path,
@@ -37,6 +39,7 @@ def attention(
         "mask": mask,
         "axis": axis,
         "calls": calls,
+        "rotary": rotary,
     }
 
 

@@ -77,8 +77,10 @@ def example(batch: int = 2, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
 def truth(**sizes: int) -> _truth.Truth:
     s = Sizes(**sizes)
     paths = [f"blocks.{i}" for i in range(s.depth)]
+    # With one identifier an item, a token sees all earlier ones and itself.
+    mask = "sparse" if s.identifiers > 1 else "causal"
     return {
-        "attention": [_truth.attention(f"{path}.attention", s.heads, s.head_dim, mask="sparse") for path in paths],
+        "attention": [_truth.attention(f"{path}.attention", s.heads, s.head_dim, mask=mask) for path in paths],
         "mlp": [_truth.mlp(f"{path}.mlp", s.hidden) for path in paths],
     }
 

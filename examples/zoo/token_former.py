@@ -114,7 +114,8 @@ def truth(**sizes: int) -> _truth.Truth:
     s = Sizes(**sizes)
     # A Pattention is no site: MatMul, norm, GELU, MatMul over parameters looks like attention, and like an MLP whose
     # hidden units depend on each other through the norm. What is an attention site are the tokens among themselves.
-    sites = [_truth.attention(f"blocks.{i}.attention", s.heads, s.head_dim, mask="causal") for i in range(s.depth)]
+    paths = [f"blocks.{i}.attention" for i in range(s.depth)]
+    sites = [_truth.attention(path, s.heads, s.head_dim, mask="causal", rotary=True) for path in paths]
     return {"attention": sites, "mlp": []}
 
 

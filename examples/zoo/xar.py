@@ -149,9 +149,13 @@ def example(batch: int = 2, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
 def truth(**sizes: int) -> _truth.Truth:
     s = Sizes(**sizes)
     paths = [f"blocks.{i}" for i in range(s.depth)]
+    # Cells of one token each: what is causal among cells is so among tokens.
+    mask = "block-causal" if s.cell > 1 else "causal"
     return {
-        "attention": [_truth.attention(f"{p}.attention", s.heads, s.head_dim, mask="block-causal") for p in paths],
-        "mlp": [_truth.mlp(f"{p}.mlp", s.hidden, activation="silu", gated=True) for p in paths],
+        "attention": [
+            _truth.attention(f"{path}.attention", s.heads, s.head_dim, mask=mask, rotary=True) for path in paths
+        ],
+        "mlp": [_truth.mlp(f"{path}.mlp", s.hidden, activation="silu", gated=True) for path in paths],
     }
 
 

@@ -23,6 +23,8 @@ class Origin(enum.Flag):
 
 
 _NO_ROOTS: frozenset[int] = frozenset()
+_MAX_STEPS = 64
+_ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 
 
 class Origins:
@@ -51,14 +53,43 @@ class Origins:
         sources = [r for r in relations if r.source != NOWHERE]
         # A dim that views gave back comes from that dim, not from all that it was merged with.
         sources = [r for r in sources if _is_restored(r)] or sources
+        if any(r.kind is Kind.SAME for r in sources):
+            # The queries of an attention operator stay what they are, learned ones too.
+            sources = [r for r in sources if r.kind is not Kind.MIXED or r.node.op_type not in _ATTENTION]
         chosen = [r for r in sources if not self._is_constant[r.source]] or sources
+        # What is written into a tensor at places that are not known leaves its dims what they are.
+        chosen = [r for r in chosen if r.kind is not Kind.SCRAMBLED] or chosen
         # A dim of size 1 says nothing of what it is stretched to.
         chosen = [r for r in chosen if r.kind is not Kind.BROADCAST]
         chosen = [r for r in chosen if self.origin[r.source] & ~Origin.COUNTED] or chosen
+        if len(chosen) == 1 and chosen[0].kind is Kind.SLICED:
+            chosen = self._piece_of(chosen[0]) or chosen
         self.origin[number], self.roots[number] = self._join(chosen)
         if not chosen:
             opaque = any(r.kind is Kind.OPAQUE for r in relations)
             self.origin[number] = Origin.OPAQUE if opaque else Origin.COUNTED
+
+    def _piece_of(self, taken: Relation) -> list[Relation]:
+        """Where a slice lies within one piece of a concatenation: what puts that piece there. The class token taken
+        out of a sequence comes from where it was put in front, not from the image."""
+        start, step = taken.detail
+        size = self._graph.axes[taken.target].size
+        number = taken.source
+        for _ in range(_MAX_STEPS):
+            relations = [r for r in self._graph.into[number] if r.source != NOWHERE and not self._is_constant[r.source]]
+            if any(r.kind is Kind.PLACED for r in self._graph.into[number]):
+                break
+            if not relations or relations[0].kind not in (Kind.SAME, Kind.RESTORED):
+                return []
+            number = relations[0].source
+        if step != 1 or not isinstance(start, int) or not isinstance(size, int):
+            return []
+        for relation in self._graph.into[number]:
+            held = self._graph.axes[relation.source].size if relation.kind is Kind.PLACED else None
+            known = isinstance(held, int) and isinstance(relation.detail, int)
+            if known and relation.detail <= start and start + size <= relation.detail + held:
+                return [relation]
+        return []
 
     def _join(self, relations: list[Relation]) -> tuple[Origin, frozenset[int]]:
         origin, roots = Origin.NONE, _NO_ROOTS

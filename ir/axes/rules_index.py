@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from opgraft.ir.axes.graph import STRETCHED
+from opgraft.ir.axes.index_grid import Grid, grid_of, grid_of_array, is_row_major
 from opgraft.ir.axes.rule import AxisRule, NodeAxes
+from opgraft.ir.axes.views import relate_view
+from opgraft.ir.dims import Size, multiply_all
 from opgraft.ir.program import constant_array, is_op
 from opgraft.ir.sequence_part import sequence_part, split_axis, split_before
 
@@ -14,6 +17,10 @@ def _gather(n: NodeAxes) -> None:
     data, indices, outs = n.operand(0), n.operand(1), n.output()
     if data is None or indices is None or outs is None:
         n.opaque(_UNKNOWN)
+        return
+    if len(data) == 1 and len(indices) > 1 and _is_view(n, data[0], indices):
+        relate_view(n, data, outs)
+        n.all_same(indices, outs)
         return
     axis = n.int_attribute("axis", 0) % len(data)
     n.all_same(data[:axis], outs[:axis])
@@ -26,6 +33,15 @@ def _gather(n: NodeAxes) -> None:
     for index, target in zip(indices, outs[axis : axis + len(indices)], strict=True):
         if len(indices) == 1 or not n.graph.is_stretched(index):
             n.gathered(data[axis], target, known if len(indices) == 1 else None)
+
+
+def _is_view(n: NodeAxes, data: int, indices: range) -> bool:
+    """Whether all elements of a flat tensor are taken, in order."""
+    sizes = n.sizes(indices)
+    if multiply_all(sizes) != n.size(data):
+        return False
+    grid = grid_of(n.node.inputs[1], n.facts)
+    return grid is not None and is_row_major(grid, sizes)
 
 
 def _gather_elements(n: NodeAxes) -> None:
@@ -107,11 +123,44 @@ def _scatter_nd(n: NodeAxes) -> None:
     n.all_same(data, outs)
     n.reduced(indices[-1])
     n_places = len(indices) - 1
-    for numbers in (indices[:-1], updates[:n_places]):
-        for source in numbers:
-            for target in outs[:depth]:
-                n.scrambled(source, target)
+    written = updates[:n_places]
+    for position, target in enumerate(outs[:depth]):
+        grid = _component(n, position, depth, n_places)
+        counted = [i for i in range(n_places) if grid is not None and grid.steps[i] != 0]
+        # A negative index counts from the end.
+        if (
+            grid is not None
+            and _is_count(grid.offset)
+            and len(counted) < 2
+            and all(grid.steps[i] == 1 for i in counted)
+        ):
+            for i in counted:
+                n.placed(written[i], target, grid.offset)
+                n.placed(indices[i], target, grid.offset)
+            continue
+        for source in (*indices[:-1], *written):
+            n.scrambled(source, target)
     n.all_same(updates[n_places:], outs[depth:])
+
+
+def _is_count(offset: Size) -> bool:
+    return isinstance(offset, int) and offset >= 0
+
+
+def _component(n: NodeAxes, position: int, depth: int, n_places: int) -> Grid | None:
+    """One component of index vectors as a grid: of a constant, or of what was put side by side by a Concat."""
+    value = n.node.inputs[1]
+    array = constant_array(value)
+    if array is not None:
+        return grid_of_array(array[..., position])
+    concat = value.producer() if value is not None else None
+    if not is_op(concat, "Concat") or concat is None or len(concat.inputs) != depth:
+        return None
+    parts = [n.facts.sizes(part) for part in concat.inputs]
+    if any(part is None or len(part) != n_places + 1 or part[-1] != 1 for part in parts):
+        return None
+    grid = grid_of(concat.inputs[position], n.facts)
+    return None if grid is None else Grid(grid.offset, grid.steps[:-1])
 
 
 def _tensor_scatter(n: NodeAxes) -> None:

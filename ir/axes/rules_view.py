@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from opgraft.ir.axes.graph import STRETCHED, Part
 from opgraft.ir.axes.rule import AxisRule, NodeAxes
 from opgraft.ir.axes.views import relate_view
-from opgraft.ir.dims import Size
+from opgraft.ir.dims import Size, floor_divide
 
 _UNKNOWN = "the shape is not known"
 
@@ -80,7 +80,19 @@ def _tile(n: NodeAxes) -> None:
         elif n.size(source) == 1:
             n.aligned(source, target)
         else:
-            n.gathered(source, target)
+            _repeat(n, source, target)
+
+
+def _repeat(n: NodeAxes, source: int, target: int) -> None:
+    """Repetitions one after the other: the index is the least significant digit."""
+    size = n.size(source)
+    n.part(source, target, Part(1, 1, size))
+    repeats = floor_divide(n.size(target), size) if size != 0 else 0
+    if repeats * size == n.size(target):
+        atom = n.graph.add_digit(n.graph.axes[target].value, repeats)
+        n.created(atom, STRETCHED)
+        n.part(atom, target, Part(1, size, repeats))
+        n.digits.merge((atom, source), target)
 
 
 def _concat(n: NodeAxes) -> None:

@@ -15,11 +15,13 @@ from opgraft.ir.axes.graph import NOWHERE, AxisGraph, Direction, Kind, Relation
 from opgraft.ir.axes.origins import Origins
 from opgraft.ir.axes.roles import Role, Roles
 from opgraft.ir.program import is_op
-from opgraft.ir.sites.attention_site import AttentionSite
+from opgraft.ir.sites.attention_site import AttentionSite, Refusal
 from opgraft.ir.sites.masks import Mask
+from opgraft.ir.sites.weight_roles import channels, experts, filters, projected, vocabulary
 
 _CARRIES = frozenset((Kind.SAME, Kind.RESTORED, Kind.SLICED, Kind.PLACED, Kind.WINDOW, Kind.MIXED))
 _TOKENS = frozenset((Role.TOKEN, Role.QUERY, Role.KEY))
+_HEADS = frozenset((Role.HEAD, Role.KV_HEAD, Role.HEAD_DIM))
 _CHANNELS = frozenset((Role.CHANNEL, Role.HEAD, Role.KV_HEAD, Role.HEAD_DIM))
 
 
@@ -30,6 +32,10 @@ class RoleTable:
         self.axes = axes
         self.origins = origins
         self.roles: list[Roles] = [()] * len(axes.axes)
+        self.filters: frozenset[int] = frozenset()
+        """Channels of convolutions; no tokens, though a later decoder takes them one by one."""
+        self.projected: frozenset[int] = frozenset()
+        """Channels that linear layers make; no heads, though what is cut out of them is."""
 
     def of(self, value: onnx_ir.Value) -> tuple[Roles, ...] | None:
         """The roles of the dims of a computed value or input; None where its rank is unknown."""
@@ -59,23 +65,32 @@ def assign_roles(
     axes: AxisGraph,
     origins: Origins,
     attention: Iterable[AttentionSite],
+    refused: Iterable[Refusal] = (),
     masks: Iterable[Mask] = (),
 ) -> RoleTable:
     table = RoleTable(axes, origins)
     sites = list(attention)
+    nodes = [node for node in graph if any(v not in axes.constant for v in node.outputs)]
+    table.filters = frozenset(filters(nodes, axes))
+    table.projected = frozenset(projected(nodes, axes))
     _spread(table, (item for site in sites for item in site.roles.items()))
     _spread(table, _padding(axes, masks))
-    nodes = [node for node in graph if any(v not in axes.constant for v in node.outputs)]
-    _spread(table, _experts(nodes, axes, origins))
-    _spread(table, _vocabulary(nodes, axes))
-    _spread(table, _channels(nodes, axes))
-    _spread(table, _positions(axes))
+    _spread(table, (item for refusal in refused for item in refusal.roles.items()))
+    _spread(table, experts(nodes, axes, origins))
+    _spread(table, vocabulary(nodes, axes))
+    # Where some layers slide along a dim and others sum over it, as mixers of tokens do, it is a sequence when the
+    # inputs bring it, and channels when weights made it.
+    positions = list(_positions(axes))
+    _spread(table, (item for item in positions if origins.is_input(item[0])))
+    _spread(table, channels(nodes, axes, origins))
+    _spread(table, positions)
     _compose(table)
     _spread(table, _batch(graph, table))
     for _ in range(3):
         if not _compose(table):
             break
-    _spread(table, _units(table))
+    for number, roles in _units(table):
+        table.roles[number] = table.roles[number] or roles
     _name_tokens(table, sites)
     return table
 
@@ -91,21 +106,28 @@ def _spread(table: RoleTable, seeds: Iterable[tuple[int, Roles]]) -> int:
             n_new += 1
     while pending:
         number = pending.popleft()
-        for other in _neighbours(table.axes, number):
-            if not table.roles[other]:
+        for other, relation in _neighbours(table.axes, number):
+            if not table.roles[other] and not _is_barred(table, table.roles[number], other, relation):
                 table.roles[other] = table.roles[number]
                 pending.append(other)
                 n_new += 1
     return n_new
 
 
-def _neighbours(axes: AxisGraph, number: int) -> Iterator[int]:
+def _neighbours(axes: AxisGraph, number: int) -> Iterator[tuple[int, Relation]]:
     for relation in axes.out_of[number]:
         if relation.target != NOWHERE and _carries(axes, relation):
-            yield relation.target
+            yield relation.target, relation
     for relation in axes.into[number]:
         if relation.source != NOWHERE and _carries(axes, relation):
-            yield relation.source
+            yield relation.source, relation
+
+
+def _is_barred(table: RoleTable, roles: Roles, other: int, relation: Relation) -> bool:
+    if other in table.filters:
+        return not _TOKENS.isdisjoint(roles)
+    is_whole = relation.kind is Kind.SLICED and relation.source == other
+    return is_whole and other in table.projected and not _HEADS.isdisjoint(roles)
 
 
 def _carries(axes: AxisGraph, relation: Relation) -> bool:
@@ -125,100 +147,6 @@ def _padding(axes: AxisGraph, masks: Iterable[Mask]) -> Iterator[tuple[int, Role
         if batch != NOWHERE:
             yield batch, (Role.BATCH,)
             yield keys, (Role.KEY,)
-
-
-def _experts(nodes: list[onnx_ir.Node], axes: AxisGraph, origins: Origins) -> Iterator[tuple[int, Roles]]:
-    """A dim made by a linear layer, of which the largest few are taken."""
-    for node in nodes:
-        if not is_op(node, "TopK"):
-            continue
-        for number in axes.operand(node, 0) or ():
-            mixed = any(r.kind is Kind.MIXED and r.node is node for r in axes.out_of[number])
-            if mixed and origins.is_weight(number):
-                yield number, (Role.EXPERT,)
-
-
-def is_embedding(node: onnx_ir.Node, axes: AxisGraph) -> bool:
-    """Whether the node looks up rows of a constant table by numbers that depend on the inputs."""
-    if not is_op(node, "Gather") or node.inputs[0] not in axes.constant or node.inputs[1] in axes.constant:
-        return False
-    table = axes.operand(node, 0)
-    axis = node.attributes.get("axis")
-    return table is not None and len(table) >= 2 and (axis is None or axis.as_int() == 0)
-
-
-def _looked_up_by_input(node: onnx_ir.Node) -> bool:
-    """Whether the rows are asked for by numbers that the caller gives, as they are."""
-    value = node.inputs[1]
-    for _ in range(8):
-        producer = value.producer() if value is not None else None
-        if producer is None:
-            return value is not None and value.is_graph_input()
-        if not is_op(producer, "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"):
-            return False
-        value = producer.inputs[0]
-    return False
-
-
-def _vocabulary(nodes: list[onnx_ir.Node], axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
-    """Rows of the tables that token ids index, and the scores that a product with the same table makes."""
-    tables = set()
-    for node in nodes:
-        table = axes.operand(node, 0)
-        if table is not None and is_embedding(node, axes) and _looked_up_by_input(node):
-            yield table[0], (Role.VOCABULARY,)
-            tables.add(_stored(node.inputs[0]))
-    for node in nodes:
-        outs = axes.of(node.outputs[0])
-        if is_op(node, "MatMul", "Gemm") and outs and _stored(node.inputs[1]) in tables:
-            yield outs[-1], (Role.VOCABULARY,)
-            yield from ((r.source, (Role.VOCABULARY,)) for r in axes.into[outs[-1]])
-
-
-def _stored(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
-    """The initializer that a constant is a view of."""
-    for _ in range(4):
-        node = value.producer() if value is not None else None
-        if node is None or not is_op(node, "Transpose", "Reshape", "Identity", "Cast"):
-            break
-        value = node.inputs[0]
-    return value
-
-
-def _channels(nodes: list[onnx_ir.Node], axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
-    """Dims that weights sum over and make, rows of looked-up tables, dims that normalizations scale."""
-    channel = (Role.CHANNEL,)
-    for node in nodes:
-        if is_embedding(node, axes):
-            yield from ((n, channel) for n in (axes.operand(node, 0) or range(0))[1:])
-        operands = [axes.operand(node, p) for p in range(len(node.inputs))]
-        for position, numbers in enumerate(operands):
-            constant = node.inputs[position] in axes.constant
-            for number in numbers or ():
-                for relation in axes.out_of[number]:
-                    if relation.node is not node or relation.kind is not Kind.CONTRACTED:
-                        continue
-                    if constant or axes.axes[relation.detail].value in axes.constant:
-                        yield number, channel
-                        if constant:
-                            yield from ((n, channel) for n in _made_by(axes, node, numbers or range(0)))
-        if is_op(node, "Conv", "ConvTranspose") and operands[0] is not None:
-            outs = axes.of(node.outputs[0]) or range(0)
-            yield from ((numbers[1], channel) for numbers in (operands[0], outs) if len(numbers) > 1)
-        if is_op(node, "LayerNormalization", "RMSNormalization"):
-            yield from ((n, channel) for n in operands[1] or ())
-        if is_op(node, "BatchNormalization", "InstanceNormalization", "GroupNormalization"):
-            yield from ((n, channel) for n in operands[1] or ())
-
-
-def _made_by(axes: AxisGraph, node: onnx_ir.Node, weight: range) -> Iterator[int]:
-    """Dims of a weight that become dims of the result, alone."""
-    for number in weight:
-        for relation in axes.out_of[number]:
-            if relation.kind is Kind.SAME and relation.node is node:
-                others = [r for r in axes.into[relation.target] if r.kind is Kind.SAME and r.source not in weight]
-                if not others:
-                    yield number
 
 
 def _positions(axes: AxisGraph) -> Iterator[tuple[int, Roles]]:
@@ -270,7 +198,7 @@ def _batch(graph: onnx_ir.Graph, table: RoleTable) -> Iterator[tuple[int, Roles]
 
 def _never_mixed(axes: AxisGraph, number: int) -> bool:
     """Whether the dim stays itself to the end: nothing mixes along it, alone or merged with others."""
-    own, merged = _closure(axes, [number])
+    own, merged = _closure(axes, [number], with_digits=True)
     holders, _ = _closure(axes, merged)
     for current in (*own, *holders):
         for relation in axes.out_of[current]:
@@ -284,8 +212,8 @@ def _never_mixed(axes: AxisGraph, number: int) -> bool:
     return True
 
 
-def _closure(axes: AxisGraph, start: Iterable[int]) -> tuple[set[int], list[int]]:
-    """All dims that are the given ones or parts of them, and the dims that these were merged into."""
+def _closure(axes: AxisGraph, start: Iterable[int], *, with_digits: bool = False) -> tuple[set[int], list[int]]:
+    """All dims that are the given ones, or digits of them, and the dims that these were merged into."""
     pending = list(start)
     seen, merged = set(pending), []
     while pending:
@@ -295,7 +223,7 @@ def _closure(axes: AxisGraph, start: Iterable[int]) -> tuple[set[int], list[int]
                 continue
             if relation.kind is Kind.PART and not relation.detail.through and _is_merge(axes, relation):
                 merged.append(target)
-            elif relation.kind in _CARRIES or (relation.kind is Kind.PART and relation.detail.through):
+            elif relation.kind in _CARRIES or (relation.kind is Kind.PART and (relation.detail.through or with_digits)):
                 seen.add(target)
                 pending.append(target)
     return seen, merged
@@ -306,7 +234,11 @@ def _is_merge(axes: AxisGraph, relation: Relation) -> bool:
     return bool(relation.detail.size == axes.axes[relation.source].size)
 
 
-_ENDS_BATCH = (Kind.CONTRACTED, Kind.MIXED, Kind.SCRAMBLED, Kind.WINDOW, Kind.REDUCED, Kind.GATHERED, Kind.OPAQUE)
+_ENDS_BATCH = (
+    *(Kind.CONTRACTED, Kind.MIXED, Kind.SCRAMBLED, Kind.WINDOW, Kind.REDUCED, Kind.GATHERED, Kind.OPAQUE),
+    # A sample is not asked for by a number of its own, as a feature is.
+    Kind.SELECTED,
+)
 
 
 def _compose(table: RoleTable) -> int:
@@ -325,8 +257,10 @@ def _merged(table: RoleTable, number: int) -> Roles:
     parts = table.axes.components(number)
     if len(parts) < 2:
         return ()
-    roles = [table.roles[p] for p in parts if table.axes.axes[p].size != 1]
-    if not all(roles):
+    # Tiled, the dim is what it was.
+    repeated = [p for p in parts if table.axes.axes[p].index < 0 and table.axes.is_stretched(p)]
+    roles = [table.roles[p] for p in parts if p not in repeated or (table.roles[p] and table.axes.axes[p].size != 1)]
+    if not roles or not all(roles):
         return ()
     return joined(r for part in roles for r in part)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir
-from opgraft.ir.axes.graph import AxisGraph, Kind
+from opgraft.ir.axes.graph import AxisGraph, Kind, Relation
 from opgraft.ir.axes.origins import Origins
 from opgraft.ir.axes.roles import Role, Roles
 from opgraft.ir.program import constant_array, is_op
@@ -66,14 +66,24 @@ def _site_of(softmax: onnx_ir.Node, axes: AxisGraph, origins: Origins) -> Attent
         return None
     context = _find_context(axes, outs[mixed[0] - ins[0]])
     if context is None:
-        lost = _loses_track(axes, outs[mixed[0] - ins[0]])
-        return (
-            Refusal(softmax, "the dim that it normalizes is regrouped in a way that is not followed") if lost else None
-        )
+        return _without_context(softmax, axes, outs[mixed[0] - ins[0]])
     scores = _find_scores(axes, source, mixed[0])
     if scores is None:
         return Refusal(softmax, "weights a sum, but no product of queries and keys is found before it")
+    if _is_one_of_several(scores):
+        keys: dict[int, Roles] = {mixed[0]: (Role.KEY,)}
+        return Refusal(softmax, "normalizes scores that several products made, side by side", keys)
     return _describe(softmax, scores, *context, axes, origins)
+
+
+def _without_context(softmax: onnx_ir.Node, axes: AxisGraph, number: int) -> Refusal | None:
+    """Why there is no product with computed values after the softmax, where that is remarkable."""
+    relations = [r for current in _passed_on(axes, number) for r in axes.out_of[current]]
+    if any(r.kind in (Kind.SCRAMBLED, Kind.OPAQUE) for r in relations):
+        return Refusal(softmax, "the dim that it normalizes is regrouped in a way that is not followed")
+    if any(r.kind is Kind.CONTRACTED for r in relations):
+        return Refusal(softmax, "weights constants: an attention over learned keys and values, or a layer of its own")
+    return None
 
 
 def _find_scores(axes: AxisGraph, start: onnx_ir.Value, axis: int) -> _Scores | None:
@@ -101,6 +111,23 @@ def _find_scores(axes: AxisGraph, start: onnx_ir.Value, axis: int) -> _Scores | 
             seen.add(before)
             pending.append((before, relation.source, [*path, (node, before)]))
     return fallback
+
+
+def _is_one_of_several(scores: _Scores) -> bool:
+    """Whether other computed scores stand beside the product's along the keys, more than a sink."""
+    axes = scores.axes
+    for node, kept in scores.path:
+        if not is_op(node, "Concat"):
+            continue
+        for position, value in enumerate(node.inputs):
+            placed = [n for n in axes.operand(node, position) or () if any(_is_placed(r, node) for r in axes.out_of[n])]
+            if value is not kept and value not in axes.constant and any(axes.axes[n].size != 1 for n in placed):
+                return True
+    return False
+
+
+def _is_placed(relation: Relation, node: onnx_ir.Node) -> bool:
+    return relation.kind is Kind.PLACED and relation.node is node
 
 
 def _operand_with(axes: AxisGraph, node: onnx_ir.Node, number: int) -> int | None:
@@ -137,11 +164,6 @@ def _find_context(axes: AxisGraph, number: int) -> tuple[onnx_ir.Node, int, int]
     return None
 
 
-def _loses_track(axes: AxisGraph, number: int) -> bool:
-    ends = {r.kind for current in _passed_on(axes, number) for r in axes.out_of[current]}
-    return bool(ends & {Kind.SCRAMBLED, Kind.OPAQUE})
-
-
 def _passed_on(axes: AxisGraph, number: int) -> Iterator[int]:
     """The dim and those after it that keep its index, nearest first."""
     pending, seen = [number], {number}
@@ -171,16 +193,17 @@ def _describe(
     query, key, value = node.inputs[query_position], node.inputs[scores.key_position], axes.axes[values_key].value
     if query is None or key is None:
         return None
-    dims = ScoreDims(axes, origins, node, query_position, scores.key_position, scores.key_axis)
+    dims = ScoreDims.of_product(axes, origins, node, query_position, scores.key_position, scores.key_axis)
     if dims.query_axis is None:
         return None
-    opaque = dims.opaque()
-    if opaque is not None:
-        return Refusal(softmax, f"where dim {axes.axes[opaque]} comes from is not known")
+    doubt = dims.doubt()
+    if doubt:
+        return Refusal(softmax, doubt)
     if any(is_opaque(size) for size in (dims.heads, dims.kv_heads, dims.head_dim)):
         return Refusal(softmax, "the size of a head is not known")
     track = _track(scores, dims.query_axis)
     roles = dims.roles()
+    dims.score_roles(roles)
     _add_value_roles(axes, context, weights_key, values_key, roles, dims)
     return AttentionSite(
         scores=node,

@@ -42,6 +42,7 @@ class AttentionSite:
     heads: Size
     kv_heads: Size
     head_dim: Size
+    """Channels of a head; where channels attend to channels, as many as there are queries."""
     scale: float | None
     """What query x key is multiplied with in all; None where it is no constant."""
     addends: tuple[Addend, ...]
@@ -60,6 +61,8 @@ class AttentionSite:
     """Position of the query dim in the output."""
     roles: dict[int, Roles] = field(hash=False)
     """Of the dims of all values named here and of the scores, by number."""
+    undecided: str = ""
+    """What else the operator hides keys by, which is not looked into."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,5 @@ class Refusal:
 
     node: onnx_ir.Node
     reason: str
+    roles: dict[int, Roles] = field(default_factory=dict, hash=False)
+    """What is known all the same."""

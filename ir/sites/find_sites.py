@@ -102,5 +102,5 @@ def find_sites(program: Program) -> Sites:
     attention = tuple(c for c in candidates if isinstance(c, AttentionSite))
     refused = tuple(c for c in candidates if isinstance(c, Refusal))
     masks = tuple(classify_masks(flat, axes, attention))
-    roles = assign_roles(flat.graph, axes, origins, attention, masks)
+    roles = assign_roles(flat.graph, axes, origins, attention, refused, masks)
     return Sites(flat, facts, axes, origins, attention, masks, refused, roles)

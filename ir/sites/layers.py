@@ -13,7 +13,8 @@ import onnx_ir
 from opgraft.ir.axes.graph import AxisGraph, Direction, Kind
 from opgraft.ir.axes.roles import Role
 from opgraft.ir.program import is_op
-from opgraft.ir.sites.assign_roles import RoleTable, is_embedding
+from opgraft.ir.sites.assign_roles import RoleTable
+from opgraft.ir.sites.weight_roles import is_embedding
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
 _RECURRENT = ("LSTM", "GRU", "RNN", "Scan", "Loop")

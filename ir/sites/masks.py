@@ -91,7 +91,7 @@ class _Evaluator:
 
     def mask_of(self, site: AttentionSite) -> Mask:
         classes = {MaskClass.CAUSAL} if site.is_causal else set()
-        window, reasons = None, []
+        window, reasons = None, [site.undecided] if site.undecided else []
         inputs: dict[onnx_ir.Value, None] = {}
         for addend in site.addends:
             for part in self._parts(addend):
@@ -216,7 +216,13 @@ class _Evaluator:
         found: list[onnx_ir.Value] = []
         n_keys = base.shape[1]
         for value, array in ones.items():
-            if value.producer() is not None or array.ndim != 2 or n_keys < 3:
+            if value.producer() is not None or not array.ndim or n_keys < 3:
+                continue
+            if array.ndim != 2:
+                marked = array.copy()
+                marked[..., -1:] = 0
+                if not np.array_equal(self._pattern(addend, {**ones, value: marked}, bindings).allowed, base.allowed):
+                    raise ProbeError(f"depends on {value.name!r}, which is no [B, Tk]")
                 continue
             for hidden in (slice(-2, None), slice(0, 2)):
                 marked = array.copy()

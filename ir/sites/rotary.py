@@ -21,6 +21,7 @@ _MOVES = (
     *("Unsqueeze", "Cast", "Expand", "Identity", "RotaryEmbedding", "Where", "ScatterND", "Flatten", "Tile"),
     *("SplitToSequence", "SequenceAt"),
 )
+_ONLY_MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Split", "Slice")
 _COUNTS = ("Cos", "Sin", "Range", "ConstantOfShape", "Shape", "Size")
 _MAX_VALUES = 240
 # Sums of products of float32 numbers near 1 over a head dim: relative errors of a few units in the last place.
@@ -53,13 +54,13 @@ def _is_rotary(
         turns = site.scores.attributes.get("do_rotary")
         if turns is not None and turns.as_int():
             return True
-    if site.has_constant_query:
+    if site.has_constant_query or site.is_channel:
         return False
     start = _unturned(site.query, axes, normalized)
     numbers = axes.of(site.query)
     if start is None or numbers is None:
         return None
-    if start is site.query:
+    if start is site.query or _is_only_moved(site.query, start):
         return False
     roles = [site.roles.get(n, ()) for n in numbers]
     tokens = [i for i, r in enumerate(roles) if Role.QUERY in r]
@@ -74,6 +75,24 @@ def _is_rotary(
         return known[alike]
     except ProbeError:
         return None
+
+
+def _is_only_moved(query: onnx_ir.Value, start: onnx_ir.Value) -> bool:
+    """Whether nothing but numbers that are the same everywhere meets what is on the way from `start`."""
+    value = query
+    for _ in range(_MAX_VALUES):
+        node = value.producer()
+        if value is start or node is None:
+            return value is start
+        others = [v for v in node.inputs[1:] if v is not None]
+        if is_op(node, "Mul", "Div") and all(constant_array(v, limit=1) is not None for v in others):
+            pass
+        elif not is_op(node, *_ONLY_MOVES):
+            return False
+        if node.inputs[0] is None:
+            return False
+        value = node.inputs[0]
+    return False
 
 
 def _signature(query: onnx_ir.Value, start: onnx_ir.Value) -> tuple[Hashable, ...]:

@@ -18,8 +18,9 @@ import torch
 from architectures.architecture import Architecture, Binding, Builder, Built, Inputs, Sizes
 from architectures.truth import AttentionRule, Kind, Mask
 
-_KINDS: dict[str, Kind] = {"window": "window", "group": "window", "channel": "channel"}
-"""What tokens are, where that decides the kind of attention."""
+_KINDS: dict[str, Kind] = {"window": "window", "group": "window"}
+"""What tokens are, where that decides the kind of attention. Channels whose entries are embedded one by one, as in a
+decoder over the channels of a token, are a sequence like any other: no tokens are summed over in their scores."""
 
 
 @cache
@@ -75,4 +76,4 @@ def _rule(site: dict[str, Any]) -> AttentionRule:
     mask: tuple[Mask, ...] = tuple(site["mask"].split("+")) if site["mask"] else ()
     kind = _KINDS.get(site["axis"], site["kind"])
     path = f"^{re.escape(site['path'])}"
-    return AttentionRule(path, site["heads"], site["head_dim"], site["kv_heads"], kind, mask)
+    return AttentionRule(path, site["heads"], site["head_dim"], site["kv_heads"], kind, mask, site["rotary"])
