@@ -10,12 +10,15 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import onnx_ir
 from opgraft.ir.errors import ContractError
 from opgraft.ir.half_precision import has_half, may_be_unrounded
-from opgraft.ir.program import DEFAULT_DOMAINS, Program, direct_subgraphs
+from opgraft.ir.program import DEFAULT_DOMAINS, Program, constant_tensor, direct_subgraphs
+from opgraft.ir.shape_conflicts import find_conflict
+from opgraft.ir.shapes import ShapeAnalysis
 from opgraft.passes._pass import Contract, NoMatch, Pass, PassContext, Replacement
 from opgraft.passes._rewriter import Names, Rewriter, apply, is_dead, remove_dead
 
@@ -62,7 +65,7 @@ def run_group(passes: Sequence[NodePass], program: Program, context: PassContext
     present = {op_type for _, operators in graphs for _, op_type in operators} | {"Identity"}
     for graph, operators in graphs:
         if everywhere or not anchors.isdisjoint(operators):
-            _Worklist(active, graph, context, names, present).run()
+            _Worklist(active, graph, context, names, present, has_subgraphs=len(graphs) > 1).run()
     fixpoints[key] = context.n_changes
     return len(context.rewrites) - before
 
@@ -75,7 +78,10 @@ class _Worklist:
         context: PassContext,
         names: Names,
         present: set[str],
+        *,
+        has_subgraphs: bool,
     ) -> None:
+        self.has_subgraphs = has_subgraphs
         self.passes = passes
         self.present = present
         """Operator types that are, or were, in the model."""
@@ -112,6 +118,8 @@ class _Worklist:
         start = time.perf_counter()
         for pass_, name in self._passes_for(node):
             result = pass_.visit(node, rewriter, context)
+            if not isinstance(result, NoMatch) and self._reveals(result):
+                result = NoMatch("a constant would show that an operator which may never run does not fit", node)
             if isinstance(result, NoMatch):
                 if context.keep_near_misses:
                     context.missed(name, result)
@@ -148,6 +156,16 @@ class _Worklist:
             self._push(list(self.graph))
         self._push(changed)
         self._push([use.node for c in changed for o in c.outputs for use in o.uses()])
+
+    def _reveals(self, result: Replacement) -> bool:
+        """Whether a constant takes the place of a computed value where a branch does not fit what is known of it: a
+        runtime, and the standard's own checker, refuse a model in which they see that."""
+        return self.has_subgraphs and any(constant_tensor(v) is not None for v in result) and self.has_conflict
+
+    @cached_property
+    def has_conflict(self) -> bool:
+        program = self.context.program
+        return find_conflict(program, ShapeAnalysis(program)) is not None
 
     def _contract(self, pass_: NodePass, rewriter: Rewriter, result: Replacement) -> Contract:
         """What the pass promises, less where it brings together nodes between which half precision is not rounded."""

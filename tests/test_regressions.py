@@ -310,6 +310,20 @@ def test_many_rewrites_in_a_branch_that_is_inlined(harness: Harness) -> None:
     assert row["firings"]["eliminate-double-negation"] > 0
 
 
+def test_a_constant_is_not_shown_to_a_branch_that_does_not_fit_it(harness: Harness) -> None:
+    """Range takes a limit of shape [1] in the runtime; the standard's inference refuses it when it sees it there."""
+    text = """<ir_version: 10, opset_import: ["" : 20]> f (float[2] x, bool c) => (float[2] y)
+    <int64[1] three = {3}, int64 zero = {0}, int64 one = {1}>
+    { y = If (c) <
+        then_branch = t () => (a) { l = Identity (three) r = Range (zero, l, one) f = CastLike (r, x) s = Size (f)
+                                    g = CastLike (s, x) a = Add (x, g) },
+        else_branch = e () => (b) { b = Neg (x) }> }"""
+    case = Case("range", "regression", parser.parse_model(text), [{"x": _numbers(2), "c": np.array(False)}])
+    row = harness.examine(case, "as is")
+    assert row["outcome"] in PASSED, row["detail"]
+    assert "eliminate-identity" not in row.get("firings", {})
+
+
 def test_no_conversion_to_a_body_without_kernels(harness: Harness) -> None:
     """Bernoulli-22 has no kernel, and no more has the RandomUniformLike-22 in its body: the result did not load."""
     text = """<ir_version: 10, opset_import: ["" : 21]> f (float[N] x) => (float[N] y) { y = Bernoulli (x) }"""
