@@ -123,7 +123,7 @@ class _Worklist:
             if isinstance(result, NoMatch):
                 if context.keep_near_misses:
                     context.missed(name, result)
-                if rewriter.nodes:
+                if rewriter.nodes or rewriter.initializers:
                     rewriter.discard()
                 end = time.perf_counter()
                 seconds[name] += end - start
