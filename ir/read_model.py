@@ -11,9 +11,7 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir
 from onnx_ir import serde
-from opgraft.ir.small_tensor import SmallTensor, is_small
-
-_DATA_TYPES = {int(dtype): dtype for dtype in onnx_ir.DataType}
+from opgraft.ir.small_tensor import DATA_TYPES, SmallTensor, is_small
 
 
 def read_model(proto: onnx.ModelProto, *, is_plain: bool) -> onnx_ir.Model:
@@ -128,7 +126,7 @@ def _read_info(
     if found is None:
         tensor = info.type.tensor_type
         shape = serde.deserialize_tensor_shape(tensor.shape) if tensor.HasField("shape") else None
-        found = types[key] = (_DATA_TYPES[tensor.elem_type], shape)
+        found = types[key] = (DATA_TYPES[tensor.elem_type], shape)
     # A type can be changed in place, so each value has its own; a shape that is read is frozen.
     value.type = onnx_ir.TensorType(found[0])
     value.shape = found[1]

@@ -12,7 +12,8 @@ from onnx_ir.serde import TensorProtoTensor
 MAX_BYTES = 4096
 """Larger ones stay in the message alone: reading them is rare, and keeping them would double their memory."""
 
-_DATA_TYPES = {int(dtype): dtype for dtype in onnx_ir.DataType}
+DATA_TYPES = {int(dtype): dtype for dtype in onnx_ir.DataType}
+"""By number: asking the enumeration costs a call each time."""
 _BITS = {dtype: dtype.bitwidth for dtype in onnx_ir.DataType if dtype.name not in ("UNDEFINED", "STRING")}
 _WHOLE_BYTES: dict[onnx_ir.DataType, np.dtype[Any]] = {
     dtype: np.dtype(dtype.numpy()).newbyteorder("<")
@@ -29,7 +30,7 @@ class SmallTensor(TensorProtoTensor):
     def __init__(self, proto: onnx.TensorProto) -> None:
         super().__init__(proto)
         dims = list(proto.dims)
-        self._dtype = _DATA_TYPES[proto.data_type]
+        self._dtype = DATA_TYPES[proto.data_type]
         self._shape = onnx_ir.Shape(dims, frozen=True)
         size = 1
         for dim in dims:
