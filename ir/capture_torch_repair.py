@@ -5,9 +5,14 @@ An `.onnx` file is its own truth and is never passed through here.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 from opgraft.ir.normalize_export import model_graphs
+
+# Not the digits of a name such as `%view_10`.
+_NUMBER = re.compile(r"(?<![%\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
 
 
 def repair_masked_rows(model: ir.Model) -> int:
@@ -30,14 +35,57 @@ def repair_masked_rows(model: ir.Model) -> int:
             fill = ir.convenience.get_const_tensor(value) if value is not None else None
             if fill is None:
                 continue
-            # A new constant: the old one may serve other nodes.
             tensor = ir.tensor(np.full(fill.shape.numpy(), -np.inf, dtype=fill.numpy().dtype), dtype=fill.dtype)
-            constant = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)})
-            constant.metadata_props.update(node.metadata_props)
-            graph.insert_before(node, constant)
-            node.replace_input_with(2, constant.outputs[0])
+            _replace_by_constant(node, 2, tensor)
             mended += 1
     return mended
+
+
+def repair_narrowed_numbers(model: ir.Model) -> int:
+    """Python numbers of float64 operators: write them in float64; returns how many were mended.
+
+    torch 2.13 makes a float32 constant of a number and casts it to the type of the tensor: a lowest float64 that masks
+    scores arrives as -inf, which makes NaN of a row that is masked as a whole, and 0.044715 as 0.04471499845. The
+    number is taken from the record of the call, where one and only one rounds to the constant.
+    """
+    mended = 0
+    for graph in model_graphs(model):
+        for node in list(graph):
+            narrow = node.inputs[0] if node.op_type in ("Cast", "CastLike") else None
+            constant = ir.convenience.get_const_tensor(narrow) if narrow is not None else None
+            if constant is None or constant.dtype != ir.DataType.FLOAT or constant.size != 1 or not _is_double(node):
+                continue
+            number = _number_of_call(node, float(constant.numpy().item()))
+            if number is not None:
+                exact = ir.tensor(np.full(constant.shape.numpy(), number, dtype=np.float64))
+                _replace_by_constant(node, 0, exact)
+                mended += 1
+    return mended
+
+
+def _is_double(cast: ir.Node) -> bool:
+    if cast.op_type == "Cast":
+        to = cast.attributes.get_int("to", 0)
+        return to == ir.DataType.DOUBLE
+    like = cast.inputs[1]
+    return like is not None and like.dtype == ir.DataType.DOUBLE
+
+
+def _number_of_call(node: ir.Node, rounded: float) -> float | None:
+    """The only number of the torch call that float32 rounds to `rounded` and does not hold; None if there is none."""
+    arguments = _fx_text(node).partition("](args = ")[2]
+    with np.errstate(over="ignore"):
+        found = {n for n in map(float, _NUMBER.findall(arguments)) if n != rounded and float(np.float32(n)) == rounded}
+    return found.pop() if len(found) == 1 else None
+
+
+def _replace_by_constant(node: ir.Node, position: int, tensor: ir.TensorProtocol) -> None:
+    """With a new constant: the old one may serve other nodes."""
+    constant = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)})
+    constant.metadata_props.update(node.metadata_props)
+    if (graph := node.graph) is not None:
+        graph.insert_before(node, constant)
+    node.replace_input_with(position, constant.outputs[0])
 
 
 def _is_guarded_bias(node: ir.Node) -> bool:

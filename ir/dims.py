@@ -102,6 +102,11 @@ class Dim:
         """Whether the expression is one name and nothing else."""
         return len(self._terms) == 1 and len(self.names) == 1 and self == dim(next(iter(self.names)))
 
+    @property
+    def is_monomial(self) -> bool:
+        """Whether the expression is one product of names: it is zero only where one of them is."""
+        return len(self._terms) == 1 and all(isinstance(atom, str) for monomial in self._terms for atom, _ in monomial)
+
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of all dims the expression depends on."""

@@ -39,6 +39,8 @@ class ShapeOperands(Operands):
     """A node with the shapes and contents of its inputs, and names for what stays unknown."""
 
     unknowns: Unknowns
+    no_zeros: bool = False
+    """Whether to take it that no dim of any value is zero."""
 
     def sizes(self, index: int) -> list[Size] | None:
         """The elements of a shape tensor, with a fresh name for each unknown one."""

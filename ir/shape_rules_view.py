@@ -46,7 +46,8 @@ def _remaining(data: Sizes | None, others: Sequence[Size], operands: ShapeOperan
     left, right = _cancel(data, others)
     divisor = multiply_all(right)
     # With allowzero, ONNX Runtime infers beside a 0 too, from the dims that are not 0.
-    if divisor == 0 or (not isinstance(divisor, int) and operands.int_attribute("allowzero", 0)):
+    may_be_beside_zero = operands.int_attribute("allowzero", 0) and not operands.no_zeros
+    if divisor == 0 or (not isinstance(divisor, int) and may_be_beside_zero):
         return operands.unknowns.fresh()
     return floor_divide(multiply_all(left), divisor)
 
@@ -176,10 +177,15 @@ def _slice_length(length: Size, start: Size, end: Size, step: int, operands: Sha
     if step < 1:
         return operands.unknowns.fresh()
     first, last = _clamped(start, length), _clamped(end, length)
+    if operands.no_zeros and step == 1:
+        # Something is taken: the first position is inside, and the last is behind it.
+        first = start if never_negative(start) else first
+        last = length + end if isinstance(end, int) and end < 0 else last
     if first is None or last is None:
         return operands.unknowns.of("slice", length, start, end, step)
     count = last - first
-    if not never_negative(count):
+    is_positive = operands.no_zeros and step == 1
+    if not is_positive and not never_negative(count):
         count = maximum(count, 0)
     return count if step == 1 else ceil_divide(count, step)
 

@@ -35,7 +35,16 @@ Extents: TypeAlias = "tuple[Extent, ...]"
 class ShapeAnalysis:
     """Facts by value, each worked out when first asked for; rewrites keep values equal, so facts outlive them."""
 
-    def __init__(self, program: Program, *, trust_records: bool = False, conflict: onnx_ir.Node | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        no_zeros: bool = False,
+        trust_records: bool = False,
+        conflict: onnx_ir.Node | None = None,
+    ) -> None:
+        self.no_zeros = no_zeros
+        """Whether the facts are to hold only where no dim of any value is zero."""
         self.trust_records = trust_records
         """Whether recorded shapes fill in what the rules leave open."""
         self.conflict = conflict
@@ -199,6 +208,7 @@ class ShapeAnalysis:
                 [None if v is None else self._integers[v] for v in inputs],
                 [None if v is None else self._sizes[v] for v in inputs],
                 self._unknowns,
+                self.no_zeros,
             )
             shapes = list(infer(operands))
             if types[0] is None or types[0] in _FOLLOWED:
@@ -300,19 +310,23 @@ def _refers(node: onnx_ir.Node) -> bool:
     return bool(node.attributes) and any(a.is_ref() for a in node.attributes.values())
 
 
-def analyze_shapes(program: Program) -> ShapeAnalysis:
+def analyze_shapes(program: Program, *, no_zeros: bool = False) -> ShapeAnalysis:
     """Facts about every value of the program; values that passes make later are worked out when asked for.
+
+    With `no_zeros` they hold where no dim of any value is zero, which tells more: `-1` of a Reshape that allows zeros
+    stands for something else beside a zero, and slices end at zero. Good for asking what a graph means; rewrites hold
+    for empty inputs too.
 
     Nothing is followed in a program with a branch that cannot run: what makes its shapes known to the runtime makes
     the runtime refuse it.
     """
-    facts = _follow_all(program)
+    facts = _follow_all(program, no_zeros)
     conflict = find_conflict(program, facts)
-    return facts if conflict is None else ShapeAnalysis(program, conflict=conflict)
+    return facts if conflict is None else ShapeAnalysis(program, no_zeros=no_zeros, conflict=conflict)
 
 
-def _follow_all(program: Program) -> ShapeAnalysis:
-    facts = ShapeAnalysis(program)
+def _follow_all(program: Program, no_zeros: bool) -> ShapeAnalysis:
+    facts = ShapeAnalysis(program, no_zeros=no_zeros)
     open_records = False
     declared = {n for v in program.graph.inputs for d in facts.sizes(v) or () for n in _names(d)}
     answers: dict[tuple[int, int], tuple[bool, bool]] = {}
@@ -331,7 +345,7 @@ def _follow_all(program: Program) -> ShapeAnalysis:
         open_records |= found[1]
     if facts.contradictions or not open_records:
         return facts
-    trusting = ShapeAnalysis(program, trust_records=True)
+    trusting = ShapeAnalysis(program, no_zeros=no_zeros, trust_records=True)
     for value in _computed_values(program):
         trusting.sizes(value)
     return trusting

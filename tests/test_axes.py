@@ -132,6 +132,20 @@ def test_views_without_a_common_radix_are_not_followed() -> None:
     assert (left, right) == ([1, 2], [1, 2])
 
 
+def test_a_reshape_that_cannot_run_relates_nothing() -> None:
+    """Six heads of 8 made two of 8, as TorchScript writes repeated keys: what came before is not to be guessed."""
+    for channels, is_followed in ((16, True), (48, False)):
+        program = parse(
+            HEAD + f"f (float[B,T,{channels}] x) => (float[B,T,H,D] y) <int64[4] s = {{0,0,2,8}}>"
+            "{ y = Reshape (x, s) }"
+        )
+        graph = analyze_axes(program)
+        assert bool(sources(graph, program, "y", 1, Kind.SAME)) == is_followed
+        assert (list(graph.opaque.values()) == []) == is_followed
+        found = {r.detail for r in graph.into[graph.of(value(program, "y"))[2]] if r.kind is Kind.OPAQUE}
+        assert found == (set() if is_followed else {"the two sides of this reshape hold different numbers of elements"})
+
+
 def test_softmax_of_old_opsets_mixes_from_the_axis_on() -> None:
     text = "f (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax (x) }"
     for opset, mixed in ((11, [1, 2]), (13, [2])):

@@ -271,6 +271,31 @@ def _named(program: Program, name: str) -> Any:
     return next(o for n in program.graph for o in n.outputs if o.name == name)
 
 
+def test_sizes_that_only_an_empty_input_leaves_open() -> None:
+    """`-1` beside a zero that is allowed is inferred from the other dims, and a slice cannot end before it begins."""
+    program = capture_onnx(
+        onnx.parser.parse_model(
+            """<ir_version: 10, opset_import: ["" : 21]> f (float[B,C,T] x) => (float[B,C,N] y, float[B,C,M] z)
+            <int64[1] open = {-1}, int64[1] zero = {0}, int64[1] last = {2}> {
+              b = Shape <start = 0, end = 1> (x)
+              c = Shape <start = 1, end = 2> (x)
+              t = Shape <start = 2, end = 3> (x)
+              n = Mul (b, c)
+              merged = Concat <axis = 0> (n, t)
+              m = Reshape <allowzero = 1> (x, merged)
+              split = Concat <axis = 0> (b, c, open)
+              y = Reshape <allowzero = 1> (m, split)
+              z = Slice (x, zero, open, last)
+            }"""
+        )
+    )
+    found = {}
+    for no_zeros in (False, True):
+        facts = analyze_shapes(program, no_zeros=no_zeros)
+        found[no_zeros] = [str(facts.shape(_named(program, name))) for name in "yz"]
+    assert found == {False: ["(B, C, N)", "(B, C, max(0, T - 1))"], True: ["(B, C, T)", "(B, C, T - 1)"]}
+
+
 def test_a_record_fills_in_what_no_rule_tells() -> None:
     program, facts = _records("N")
     assert not facts.contradictions

@@ -33,7 +33,7 @@ def analyze_axes(program: Program, facts: ShapeAnalysis | None = None) -> AxisGr
 
     Calls of local functions are opaque: analyze `inline_calls(program)` to see into them.
     """
-    return _Analysis(program, facts or analyze_shapes(program)).run()
+    return _Analysis(program, facts or analyze_shapes(program, no_zeros=True)).run()
 
 
 class _Analysis:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from opgraft.ir.axes.digits import Digit, digits_of
 from opgraft.ir.axes.graph import Kind, Part, Relation
 from opgraft.ir.axes.rule import NodeAxes
+from opgraft.ir.dims import multiply_all
 
 
 def relate_view(n: NodeAxes, ins: Sequence[int], outs: Sequence[int]) -> None:
     """`outs` hold the elements of `ins` in the same order."""
+    if not _may_fit(n, ins, outs):
+        n.opaque("the two sides of this reshape hold different numbers of elements")
+        return
     digits, ins_left, outs_left = digits_of(n.sizes(ins), n.sizes(outs))
     for digit in digits:
         source, target = ins[digit.source], outs[digit.target]
@@ -28,6 +32,15 @@ def relate_view(n: NodeAxes, ins: Sequence[int], outs: Sequence[int]) -> None:
     for o, target in enumerate(outs):
         if o not in related:
             n.created(target, "a dim of size 1")
+
+
+def _may_fit(n: NodeAxes, ins: Sequence[int], outs: Sequence[int]) -> bool:
+    """Whether there are sizes, none of them zero, with which both sides hold as many elements.
+
+    Exporters do write reshapes that cannot run; what such a graph means is not to be guessed.
+    """
+    excess = multiply_all(n.sizes(ins)) - multiply_all(n.sizes(outs))
+    return not excess if isinstance(excess, int) else not excess.is_monomial
 
 
 def _atom(n: NodeAxes, ins: Sequence[int], outs: Sequence[int], digit: Digit) -> int:

@@ -30,11 +30,10 @@ def to_list(values: Tensor) -> list[Any]:
 
 
 def truncated_quotient(a: int, b: int) -> int:
-    """Division toward zero."""
-    quotient: int = abs(a) // abs(b)
+    """Division toward zero; without `abs`, which torch's exporter carries through all sizes that come of it."""
     # One comparison at a time: torch cannot compare two conditions on sizes.
     is_negative = a < 0 if b > 0 else a > 0
-    return -quotient if is_negative else quotient
+    return -(-a // b) if is_negative else a // b
 
 
 def choose(condition: bool, a: int, b: int) -> int:

@@ -95,7 +95,7 @@ class Sites:
 def find_sites(program: Program) -> Sites:
     """Analyse a program; time is linear in its size, but for the masks, which are evaluated once each."""
     flat = inline_calls(program)
-    facts = analyze_shapes(flat)
+    facts = analyze_shapes(flat, no_zeros=True)
     axes = analyze_axes(flat, facts)
     origins = Origins(axes)
     candidates = list(find_attention(flat.graph, axes, origins))
