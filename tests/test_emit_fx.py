@@ -178,6 +178,42 @@ def test_shapes_are_no_tensors(name: str) -> None:
     assert not {to_list, index_tensor, torch.ops.aten.item.default}.intersection(targets)
 
 
+def test_a_module_runs_where_its_inputs_are() -> None:
+    """What is made of sizes alone goes there too; the meta device refuses operands that are elsewhere."""
+    text = """(float[N, 4] x, bool c) => (float[N, 4] y, int64[2] s, int64 size, float[N, 4] z, float[M, 4] w)
+        <int64 zero = {0}, int64 one = {1}, int64[1] four = {4}> {
+            s = Shape(x)
+            size = Size(x)
+            n1 = Shape <start = 0, end = 1> (x)
+            n = Squeeze(n1)
+            positions = Range(zero, n, one)
+            column = Unsqueeze(positions, four_axis)
+            shifted = CastLike(column, x)
+            blank = ConstantOfShape(s)
+            moved = Add(x, shifted)
+            y = Add(moved, blank)
+            z = If(c) <then_branch = a () => (float[N, 4] p) { t = ConstantOfShape(s) p = Add(t, x) },
+                       else_branch = b () => (float[N, 4] q) { q = Sub(x, shifted) }>
+            e = EyeLike(x)
+            w = Add(e, x)
+        }""".replace("int64[1] four = {4}", "int64[1] four_axis = {1}")
+    program = program_of(text)
+    graph = emit_fx(program)
+    x, c = torch.randn(3, 4), torch.tensor(True)
+    wanted = graph(x, c)
+    body = emit_fx(program).to("meta")
+    # A branch is chosen by its condition's value, which no tensor of the meta device has.
+    found = body(x.to("meta"), c)
+    assert [f.device.type for f in found] == ["meta"] * 5
+    assert [f.shape for f in found] == [w.shape for w in wanted]
+    for name in ("encoder", "decoder", "cnn"):
+        program = capture_onnx(MODELS / f"{name}.onnx")
+        arrays = next(iter(input_cases(program))).arrays
+        inputs = (torch.from_numpy(arrays[v.name]).to("meta") for v in program.graph.inputs)
+        found = emit_fx(program).to("meta")(*inputs)
+        assert all(f.device.type == "meta" for f in (found if isinstance(found, tuple) else (found,)))
+
+
 def test_names_that_are_no_paths() -> None:
     """A tensor where a module would have to be, a word that modules have themselves, an input that is no identifier."""
     text = """(float[4] x) => (float[4] y)

@@ -34,6 +34,9 @@ class Builder:
         """Put on every node made."""
         self.fresh: set[fx.Node] = set()
         """Nodes made for the present ONNX node."""
+        self.anchor: fx.Node | None = None
+        """A tensor that tells on which device the module runs: what is made of numbers alone goes there too."""
+        self._device: fx.Node | None = None
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         self._constants: dict[tuple[Any, ...], fx.Node] = {}
 
@@ -46,6 +49,15 @@ class Builder:
         node.meta.update(self.meta)
         self.fresh.add(node)
         return node
+
+    @property
+    def device(self) -> fx.Node | None:
+        """The device of the graph's inputs; None where no tensor is given."""
+        if self.anchor is None and self.outer is not None and (outer := self.root.anchor) is not None:
+            self.anchor = self._lift_through(outer)
+        if self._device is None and self.anchor is not None:
+            self._device = self.call(getattr, self.anchor, "device")
+        return self._device
 
     def placeholder(self, name: str) -> fx.Node:
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
@@ -80,7 +92,7 @@ class Builder:
         """A tensor of these scalars."""
         flat = elements.reshape(-1).tolist()
         if known(flat) is None or self.outer is not None:
-            return self.call(index_tensor, flat, list(elements.shape), TORCH_TYPES[dtype])
+            return self.call(index_tensor, flat, list(elements.shape), TORCH_TYPES[dtype], self.device)
         return self.constant(torch.tensor(flat, dtype=TORCH_TYPES[dtype]).reshape(elements.shape))
 
     def constant(self, made: torch.Tensor) -> fx.Node:
@@ -91,6 +103,12 @@ class Builder:
         if key not in self._constants:
             self._constants[key] = self.attribute(self.parameters.add_constant(made))
         return self._constants[key]
+
+    def _lift_through(self, root_node: fx.Node) -> fx.Node:
+        """A node of the outermost graph, handed down to this one."""
+        if self.outer is None:
+            return root_node
+        return self._lift(self.outer._lift_through(root_node))
 
     def _lift(self, outer_node: fx.Node) -> fx.Node:
         if outer_node not in self.lifted:

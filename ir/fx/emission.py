@@ -80,12 +80,14 @@ class Emission:
                 nodes.append(scope.builder.graph.placeholder(name, default_value=None))
             else:
                 nodes.append(scope.builder.graph.placeholder(name))
+            if scope.builder.anchor is None and not value.is_initializer() and _is_tensor(value):
+                scope.builder.anchor = nodes[-1]
         for value, node in zip(self.program.graph.inputs, nodes, strict=True):
             scope.values[value] = self._input(scope, value, node)
 
     def _input(self, scope: Scope, value: onnx_ir.Value, node: fx.Node) -> FxValue:
         builder, dtype = scope.builder, value.dtype
-        is_tensor = value.type is None or isinstance(value.type, onnx_ir.TensorType)
+        is_tensor = _is_tensor(value)
         if value.const_value is not None:
             default = FxValue(builder, value.const_value.dtype, constant=value.const_value, name=value.name or "")
             node = builder.call(given_or, node, builder.tensor(default))
@@ -103,6 +105,10 @@ class Emission:
 
     def widened(self, dtype: DataType | None) -> DataType | None:
         return self.float_type if self.float_type is not None and dtype in REAL_FLOATS else dtype
+
+
+def _is_tensor(value: onnx_ir.Value) -> bool:
+    return value.type is None or isinstance(value.type, onnx_ir.TensorType)
 
 
 class Scope:

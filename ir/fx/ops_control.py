@@ -33,16 +33,16 @@ def loop(
     are what is collected in no step."""
     values: list[Any] = list(carried)
     collected: list[list[Any]] = [[] for _ in blanks]
-    step = 0
+    step, device = 0, _device_of((*carried, *operands))
     while (limit is None or step < limit) and (condition is None or bool(condition)):
-        results = body(torch.tensor(step), torch.tensor(True), *values, *operands)
+        results = body(torch.tensor(step, device=device), torch.tensor(True, device=device), *values, *operands)
         condition = results[0]
         values = list(results[1 : 1 + len(values)])
         for items, item in zip(collected, results[1 + len(values) :], strict=True):
             items.append(item)
         step += 1
     return values + [
-        torch.stack(items) if items else torch.empty(list(shape), dtype=dtype)
+        torch.stack(items) if items else torch.empty(list(shape), dtype=dtype, device=device)
         for items, (shape, dtype) in zip(collected, blanks, strict=True)
     ]
 
@@ -96,7 +96,7 @@ def list_erase(items: Sequence[Any], position: int | None) -> list[Any]:
 
 
 def list_length(items: Sequence[Any]) -> Tensor:
-    return aten.scalar_tensor.default(len(items), dtype=torch.int64)
+    return aten.scalar_tensor.default(len(items), dtype=torch.int64, device=_device_of(items))
 
 
 def concatenate(items: Sequence[Tensor], axis: int, new_axis: bool) -> Tensor:
@@ -111,7 +111,12 @@ def split_to_list(x: Tensor, sizes: Any, axis: int, keep: bool) -> list[Tensor]:
 
 
 def has_element(value: Any) -> Tensor:
-    return aten.scalar_tensor.default(value is not None, dtype=torch.bool)
+    return aten.scalar_tensor.default(value is not None, dtype=torch.bool, device=_device_of((value,)))
+
+
+def _device_of(values: Sequence[Any]) -> torch.device | None:
+    """Where the first tensor is."""
+    return next((v.device for v in values if isinstance(v, Tensor)), None)
 
 
 def map_lists(

@@ -20,7 +20,7 @@ def reduce_extreme(x: Tensor, axes: Sequence[int], keep: bool, largest: bool) ->
     if any(isinstance(x.shape[a], int) and x.shape[a] == 0 for a in axes):
         shape = [1 if i in axes else d for i, d in enumerate(x.shape) if keep or i not in axes]
         limit = _limit(x.dtype, not largest)
-        return torch.full(shape, limit, dtype=x.dtype)
+        return torch.full(shape, limit, dtype=x.dtype, device=x.device)
     return function(x, axes, keep)
 
 

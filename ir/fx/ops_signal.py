@@ -45,18 +45,18 @@ def stft(x: Tensor, step: Any, window: Tensor | None, length: Any, one_sided: bo
     return torch.view_as_real(made)
 
 
-def _angles(size: Any, periodic: bool) -> Tensor:
-    return torch.arange(size, dtype=torch.float64) * (2 * math.pi / (size if periodic else size - 1))
+def _angles(size: Any, periodic: bool, device: torch.device | None) -> Tensor:
+    return torch.arange(size, dtype=torch.float64, device=device) * (2 * math.pi / (size if periodic else size - 1))
 
 
-def hann(size: Any, periodic: bool, dtype: torch.dtype) -> Tensor:
-    return (0.5 - 0.5 * torch.cos(_angles(size, periodic))).to(dtype)
+def hann(size: Any, periodic: bool, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    return (0.5 - 0.5 * torch.cos(_angles(size, periodic, device))).to(dtype)
 
 
-def hamming(size: Any, periodic: bool, dtype: torch.dtype) -> Tensor:
-    return (25.0 / 46.0 - 21.0 / 46.0 * torch.cos(_angles(size, periodic))).to(dtype)
+def hamming(size: Any, periodic: bool, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    return (25.0 / 46.0 - 21.0 / 46.0 * torch.cos(_angles(size, periodic, device))).to(dtype)
 
 
-def blackman(size: Any, periodic: bool, dtype: torch.dtype) -> Tensor:
-    angles = _angles(size, periodic)
+def blackman(size: Any, periodic: bool, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    angles = _angles(size, periodic, device)
     return (0.42 - 0.5 * torch.cos(angles) + 0.08 * torch.cos(2 * angles)).to(dtype)

@@ -16,12 +16,14 @@ from torch import Tensor
 aten = torch.ops.aten
 
 
-def index_tensor(scalars: Sequence[Any], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def index_tensor(
+    scalars: Sequence[Any], shape: Sequence[int], dtype: torch.dtype, device: torch.device | None
+) -> Tensor:
     """A tensor of Python numbers, sizes among them."""
-    items = [aten.scalar_tensor.default(s, dtype=dtype) for s in scalars]
+    items = [aten.scalar_tensor.default(s, dtype=dtype, device=device) for s in scalars]
     if not shape:
         return items[0]
-    return torch.stack(items).reshape(list(shape)) if items else torch.zeros(list(shape), dtype=dtype)
+    return torch.stack(items).reshape(list(shape)) if items else torch.zeros(list(shape), dtype=dtype, device=device)
 
 
 def to_list(values: Tensor) -> list[Any]:
@@ -55,7 +57,7 @@ def negate(a: bool) -> bool:
 def shape_tensor(x: Tensor, start: int = 0, end: int | None = None) -> Tensor:
     """Shape of a tensor whose rank the model does not tell."""
     sizes = list(x.shape)[start:end]
-    return index_tensor(sizes, [len(sizes)], torch.int64)
+    return index_tensor(sizes, [len(sizes)], torch.int64, x.device)
 
 
 def element_count(x: Tensor) -> Any:

@@ -33,7 +33,8 @@ def stft(call: Call) -> Outputs:
 def _window(function: Callable[..., Any]) -> Rule:
     def rule(call: Call) -> Outputs:
         dtype = call.type_attribute("output_datatype") or call.scope.widened(DataType.FLOAT)
-        made = call.emit(function, call.scalar(0), bool(call.int_attribute("periodic", 1)), call.torch_type(dtype))
+        is_periodic = bool(call.int_attribute("periodic", 1))
+        made = call.emit(function, call.scalar(0), is_periodic, call.torch_type(dtype), call.builder.device)
         return call.result(made, dtype)
 
     return rule

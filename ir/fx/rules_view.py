@@ -202,16 +202,16 @@ def shape(call: Call) -> Outputs:
 
 
 def size(call: Call) -> Outputs:
-    return call.emit(aten.scalar_tensor.default, call.emit(ops.element_count, call.tensor(0)), dtype=torch.int64)
+    count = call.emit(ops.element_count, call.tensor(0))
+    return call.emit(aten.scalar_tensor.default, count, dtype=torch.int64, device=call.builder.device)
 
 
 def constant_of_shape(call: Call) -> Outputs:
     value = call.attributes.get("value")
     tensor = value.as_tensor() if value is not None else onnx_ir.tensor([0.0], dtype=DataType.FLOAT)
     dtype = call.scope.widened(tensor.dtype)
-    made = call.emit(
-        aten.full.default, call.scalars(0), tensor.numpy().reshape(-1)[0].item(), dtype=call.torch_type(dtype)
-    )
+    number, device = tensor.numpy().reshape(-1)[0].item(), call.builder.device
+    made = call.emit(aten.full.default, call.scalars(0), number, dtype=call.torch_type(dtype), device=device)
     return call.result(made, dtype)
 
 
@@ -225,7 +225,7 @@ def range_(call: Call) -> Outputs:
             a.reshape(-1)[0].item() if a is not None else call.emit(aten.item.default, call.tensor(i))
             for i, a in enumerate(arrays)
         ]
-    return call.emit(torch.arange, *bounds, dtype=call.torch_dtype(0))
+    return call.emit(torch.arange, *bounds, dtype=call.torch_dtype(0), device=call.builder.device)
 
 
 def depth_to_space(call: Call) -> Outputs:
@@ -269,8 +269,8 @@ def trilu(call: Call) -> Outputs:
 def eye_like(call: Call) -> Outputs:
     dtype = call.type_attribute("dtype") or call.dtype(0)
     rows, columns, k = call.size(0, 0), call.size(0, 1), call.int_attribute("k", 0)
-    column = call.emit(torch.arange, columns)
-    row = call.emit(aten.unsqueeze.default, call.emit(torch.arange, rows), 1)
+    column = call.emit(torch.arange, columns, device=call.builder.device)
+    row = call.emit(aten.unsqueeze.default, call.emit(torch.arange, rows, device=call.builder.device), 1)
     on_diagonal = call.emit(aten.eq.Tensor, column, call.emit(aten.add.Tensor, row, k))
     return call.result(call.emit(aten.to.dtype, on_diagonal, call.torch_type(dtype)), dtype)
 
