@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import logging
 import math
 import multiprocessing
 import shutil
@@ -32,6 +33,7 @@ from opgraft.ir.emit_fx import emit_fx
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "emit_gpu.md"
 ROWS = ROOT / "evidence" / "emit_gpu.jsonl"
+FOLDER = ROOT / "evidence" / "emit_gpu"
 FLOAT64_TOLERANCE = 1e-10
 """Of the largest number of an output: what every emission in float64 is held to."""
 FLOAT32_FACTOR, FLOAT32_FLOOR = 16, 1e-5
@@ -105,6 +107,9 @@ def cells(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def examine(path: Path) -> list[dict[str, Any]]:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    # Convolutions would else round their operands to 10 bits, whatever was emitted.
+    torch.backends.cudnn.allow_tf32 = False
+    logging.disable(logging.WARNING)
     wanted, rows = list(CELLS), []
     start = time.perf_counter()
     try:
@@ -174,20 +179,18 @@ def _shown(row: dict[str, Any] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("pack", "run", "table"))
-    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("step", nargs="?", choices=("pack", "run", "table"), help="all three if none is given")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     parser.add_argument("--output", type=Path, default=ROWS)
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=3600, help="when to stop")
     options = parser.parse_args()
-    if options.step == "table":
-        TABLE.write_text(table())
-    elif options.folder is None:
-        parser.error("a folder of models is needed")
-    elif options.step == "pack":
+    if options.step in ("pack", None):
         pack(options.folder)
-    else:
+    if options.step in ("run", None):
         run(options.folder, options.output, options.jobs, options.seconds)
+    if options.step in ("table", None):
+        TABLE.write_text(table())
 
 
 if __name__ == "__main__":

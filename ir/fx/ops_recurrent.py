@@ -215,7 +215,8 @@ def torch_layer(
             half = len(order) * hidden
             parameters += [_reordered(bias[d, :half], hidden, order), _reordered(bias[d, half:], hidden, order)]
     blank = torch.zeros([directions, x.shape[1], hidden], dtype=x.dtype, device=x.device)
-    states = [blank if s is None else s for s in initial]
+    # cuDNN takes no other.
+    states = [blank if s is None else s.contiguous() for s in initial]
     options = (bias is not None, 1, 0.0, False, directions == 2, False)
     if kind == "LSTM":
         made = torch.lstm(x, states, parameters, *options)
