@@ -39,7 +39,7 @@ from opgraft.ir.capture_torch_reference import (
     require_torch,
     to_numpy,
 )
-from opgraft.ir.capture_torch_repair import repair_masked_rows, repair_narrowed_numbers
+from opgraft.ir.capture_torch_repair import repair_masked_rows, repair_missing_bias, repair_narrowed_numbers
 from opgraft.ir.errors import InputError, UsageError
 from opgraft.ir.normalize_export import SCOPE_KEY, model_graphs, normalize_export, strip_debug_info
 
@@ -95,6 +95,7 @@ def capture_torch(
     model, notes = translation.model, translation.warnings
     repair_masked_rows(model)
     repair_narrowed_numbers(model)
+    repair_missing_bias(model)
     normalize_export(model)
     separate_outputs(model.graph)
     input_leaves, result_paths = program_interface(source.program)

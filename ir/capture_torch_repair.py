@@ -63,6 +63,34 @@ def repair_narrowed_numbers(model: ir.Model) -> int:
     return mended
 
 
+def repair_missing_bias(model: ir.Model) -> int:
+    """Convolutions without a bias: none, instead of zeros that the runtime refuses; returns how many were mended.
+
+    torch 2.13 writes Expand(0, [M, stride]) as the bias of a Conv3d without one, where only [M] is a bias.
+    """
+    mended = 0
+    for graph in model_graphs(model):
+        for node in graph:
+            bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
+            expand = bias.producer() if bias is not None else None
+            if expand is None or expand.op_type != "Expand" or not _is_zero(expand.inputs[0]):
+                continue
+            shape = expand.inputs[1].producer() if expand.inputs[1] is not None else None
+            if shape is None or shape.op_type != "Concat" or len(shape.inputs) < 2:
+                continue
+            node.resize_inputs(2)
+            mended += 1
+    return mended
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type in ("Cast", "CastLike"):
+        value = producer.inputs[0]
+    number = ir.convenience.get_const_tensor(value) if value is not None else None
+    return number is not None and not number.numpy().any()
+
+
 def _is_double(cast: ir.Node) -> bool:
     if cast.op_type == "Cast":
         to = cast.attributes.get_int("to", 0)

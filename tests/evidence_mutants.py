@@ -26,7 +26,7 @@ from opgraft.passes._registry import builtin_modules, pass_class
 sys.path.insert(0, str(Path(__file__).parent))
 from evidence_fuzz import GENERATOR, versions
 from fuzz.hunt import N_COMPARED, Hunt, hunt
-from fuzz.mutants import mutants
+from fuzz.mutants import CODE_ELSEWHERE, mutants
 from fuzz.workers import run_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,8 +50,9 @@ def equivalent() -> dict[str, str]:
 
 def pass_versions(pass_name: str) -> str:
     """What a mutant's row is valid for: the source and the goldens of its own pass, and the generator."""
-    module = builtin_modules()[pass_name].removeprefix("opgraft.").replace(".", "/")
-    return versions((f"{module}.py", f"tests/goldens/{pass_name}.txt", *GENERATOR))
+    modules = [builtin_modules()[pass_name], *filter(None, [CODE_ELSEWHERE.get(pass_name)])]
+    files = [f"{module.removeprefix('opgraft.').replace('.', '/')}.py" for module in modules]
+    return versions((*files, f"tests/goldens/{pass_name}.txt", *GENERATOR))
 
 
 def read_rows(path: Path, n_graphs: int) -> list[dict[str, Any]]:

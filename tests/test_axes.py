@@ -195,6 +195,21 @@ def test_parts_of_split_sequences(sizes: str, keeps: int, index: int, start: int
     assert (relation.detail[0] if rank == 2 else relation.detail) == start
 
 
+def test_a_part_of_split_weights_has_their_dims() -> None:
+    """As TorchScript and PyTorch's attention layer unpack projections."""
+    program = parse(
+        HEAD + "f (float[N,4] x) => (float[N,2] y) <float[4,6] w, int64[2] sizes = {2,4}, int64 first = {0}>"
+        "{ s = SplitToSequence <axis = 1> (w, sizes) p = SequenceAt (s, first) y = MatMul (x, p) }",
+        w=np.ones((4, 6), np.float32),
+    )
+    graph = analyze_axes(program)
+    taken = [graph.into[number] for number in graph.of(value(program, "p"))]
+    assert [[(r.kind, str(graph.axes[r.source])) for r in relations] for relations in taken] == [
+        [(Kind.SAME, "w[0]")],
+        [(Kind.SLICED, "w[1]")],
+    ]
+
+
 STRIDED = "i0 = Range (zero, n, one) i1 = Mul (i0, six) i2 = Unsqueeze (i1, last)"
 
 

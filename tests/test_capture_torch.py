@@ -427,6 +427,18 @@ class FloatNorm(nn.Module):
         return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * scale
 
 
+def test_a_convolution_without_a_bias() -> None:
+    """In three dims the exporter writes a bias of two dims, which the runtime refuses."""
+    module = nn.Conv3d(3, 4, 2, stride=2, bias=False)
+    x = torch.randn(2, 3, 4, 4, 4)
+    capture = capture_torch(module, (x,))
+    (conv,) = (node for node in capture.model.graph if node.op_type == "Conv")
+    assert len(conv.inputs) == 2
+    found = run_ort(capture.model, capture.example_inputs)["output"]
+    # 24 products of numbers of order 1 in either sum.
+    np.testing.assert_allclose(found, module(x).detach().numpy(), atol=1e-5)
+
+
 def test_numbers_of_a_float64_module_are_float64() -> None:
     """The exporter makes -inf of the lowest float64, and so NaN of a row that is masked as a whole."""
 

@@ -215,6 +215,24 @@ def test_tokens_of_a_learned_grid_are_no_heads() -> None:
     assert (site.heads, site.kv_heads, site.is_cross) == (4, 4, False)
 
 
+def test_queries_for_one_batch_only() -> None:
+    """Learned queries, stretched to the batch that the exporter saw, against keys of any batch: the same when it runs.
+    Batch, queries and heads are all 4."""
+    constants = CONSTANTS.replace("int64[4] split", "int64[3] seen = {4, 4, 16}, int64[4] split")
+    attention = ATTENTION.replace("q0 = MatMul (x, wq)", "probe = Expand (learned, seen) q0 = MatMul (probe, wq)")
+    model = onnx.parser.parse_model(
+        HEAD + f"f (float[B,T,16] x) => (float[B,4,16] y) <{constants}> {{ {attention} m = Identity (s) {REST} }}"
+    )
+    for name, shape in {"learned": (1, 4, 16), **dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16))}.items():
+        array = RNG.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    sites = find_sites(capture_onnx(model))
+    (site,) = sites.attention
+    assert (site.heads, site.kv_heads, site.head_dim, site.is_cross) == (4, 4, 4, True)
+    q = next(v for v, _ in sites.axes.values() if v.name == "q")
+    assert [text_of(r) for r in sites.roles.of(q) or ()][1:] == ["head", "token-as-query", "head-dim"]
+
+
 def test_scores_of_several_products_are_refused() -> None:
     """Neighbours and pooled tokens in one softmax: no single operand holds the keys."""
     mask = "t0 = MatMul (x, wn) t1 = Reshape (t0, split) t2 = Transpose <perm = [0, 2, 1, 3]> (t1) t = MatMul (t2, k)"

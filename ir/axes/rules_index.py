@@ -228,7 +228,7 @@ def _opaque(n: NodeAxes) -> None:
 
 def _sequence_at(n: NodeAxes) -> None:
     split, outs = split_before(n.node), n.output()
-    ins = n.graph.of(split.inputs[0]) if split is not None else None
+    ins = n.graph.operand(split, 0) if split is not None else None
     axis = split_axis(split, len(ins)) if split is not None and ins is not None else None
     if split is None or ins is None or outs is None or axis is None:
         n.opaque("an element of a sequence")

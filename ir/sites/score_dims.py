@@ -30,6 +30,8 @@ class ScoreDims:
     key_axis: int
     contracted_query: list[int]
     contracted_key: list[int]
+    may_share_keys: bool = False
+    """Whether the operator takes fewer heads of keys than of queries."""
 
     @staticmethod
     def of_product(
@@ -69,7 +71,7 @@ class ScoreDims:
     def of_operator(axes: AxisGraph, origins: Origins, query: range, key: range, outs: range) -> ScoreDims:
         """Of an attention operator on `[B, H, T, D]`."""
         shared = [(query[0], key[0]), (query[1], key[1])]
-        return ScoreDims(axes, origins, query, key, outs, shared, [], query[2], key[2], [query[3]], [key[3]])
+        return ScoreDims(axes, origins, query, key, outs, shared, [], query[2], key[2], [query[3]], [key[3]], True)
 
     def doubt(self) -> str:
         """What keeps samples, heads and tokens from being told apart; empty where nothing does."""
@@ -138,7 +140,11 @@ class ScoreDims:
         return [n for n in self._query_parts if self.origins.is_weight(n) and n not in keys]
 
     def _is_grouped(self, left: int, right: int) -> bool:
-        """Whether an operator lets several heads of queries share one of keys, so that the sizes are not the same."""
+        """Whether an operator lets several heads of queries share one of keys, so that the sizes are not the same.
+
+        A product has the same size on both sides when it runs, though one be a number and the other a name."""
+        if not self.may_share_keys or (left, right) != self.shared[1]:
+            return False
         sizes = self.axes.axes[left].size, self.axes.axes[right].size
         return sizes[0] != sizes[1] and 1 not in sizes
 

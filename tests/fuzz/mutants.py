@@ -49,6 +49,11 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 _BOUNDS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 # Arguments of the rewriter that say what is known of a value, and change no result.
 _HINTS = {"like", "shape", "dtype", "n_outputs", "domain", "hint"}
+# Passes that are one call: the module that the call leads to is their code too.
+CODE_ELSEWHERE = {
+    "fuse-reduce-squeeze": "opgraft.passes.simplify.fuse_reduce_unsqueeze",
+    "infer-shapes": "opgraft.ir.shape_rules_view",
+}
 Edit = Callable[[], None]
 
 
@@ -65,10 +70,14 @@ class Mutant:
     """That line, and which one of equal lines it is."""
     before: str
     after: str
+    module: str
 
     @property
     def label(self) -> str:
-        return f"{self.pass_name}:{self.line} {self.kind}: {self.before} -> {self.after}"
+        place = self.pass_name
+        if self.module == CODE_ELSEWHERE.get(self.pass_name):
+            place = f"{place} ({self.module.rpartition('.')[2]})"
+        return f"{place}:{self.line} {self.kind}: {self.before} -> {self.after}"
 
     @property
     def key(self) -> str:
@@ -85,7 +94,13 @@ class _Place:
 
 def mutants(pass_name: str) -> Iterator[Mutant]:
     """Every mutant of a pass in an order drawn from its name: kinds in turns, so that the first few differ."""
-    source = _source(pass_name)
+    yield from _of_module(pass_name, builtin_modules()[pass_name])
+    if pass_name in CODE_ELSEWHERE:
+        yield from _of_module(pass_name, CODE_ELSEWHERE[pass_name])
+
+
+def _of_module(pass_name: str, module: str) -> Iterator[Mutant]:
+    source = _source(module)
     by_kind: dict[str, list[int]] = {}
     places = list(_places(ast.parse(source)))
     for index in np.random.default_rng(zlib.crc32(pass_name.encode())).permutation(len(places)):
@@ -97,26 +112,32 @@ def mutants(pass_name: str) -> Iterator[Mutant]:
             after = ast.unparse(place.node)
             if before != after and _compiles(tree):
                 line = getattr(place.node, "lineno", 0)
-                yield Mutant(
-                    pass_name, number, place.kind, line, _line_text(source, line), _short(before), _short(after)
-                )
+                texts = _line_text(source, line), _short(before), _short(after)
+                yield Mutant(pass_name, number, place.kind, line, *texts, module)
 
 
 def install(mutant: Mutant) -> None:
-    """Put the mutant in the place of the pass, in this process. What others imported from its module stays."""
-    name = builtin_modules()[mutant.pass_name]
-    tree, _ = _mutated(_source(mutant.pass_name), mutant.number)
+    """Put the mutant in the place of the pass, in this process. What others imported from its module stays, but for
+    code that is elsewhere, whose functions are changed for all."""
+    name = mutant.module
+    tree, _ = _mutated(_source(name), mutant.number)
     original = import_module(name)
     module = types.ModuleType(name)
     module.__file__ = original.__file__
+    if name in CODE_ELSEWHERE.values():
+        exec(compile(ast.fix_missing_locations(tree), name, "exec"), module.__dict__)
+        for function in vars(original).values():
+            if isinstance(function, types.FunctionType) and function.__module__ == name:
+                function.__code__ = getattr(module, function.__name__).__code__
+        return
     sys.modules[name] = module
     exec(compile(ast.fix_missing_locations(tree), name, "exec"), module.__dict__)
 
 
-def _source(pass_name: str) -> str:
-    file = import_module(builtin_modules()[pass_name]).__file__
+def _source(module: str) -> str:
+    file = import_module(module).__file__
     if file is None:
-        raise ValueError(f"{pass_name} has no source")
+        raise ValueError(f"{module} has no source")
     return Path(file).read_text()
 
 
