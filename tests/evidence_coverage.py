@@ -319,9 +319,11 @@ def _totals(rows: list[dict[str, Any]]) -> Iterator[str]:
     verified = sum(r["verified"] == r["shapes"] for r in done)
     same = sum(r["same"] == r["shapes"] for r in done)
     yield f"- simplified and verified at every shape tried: {verified} of {len(done)} ({same} with the same bits)"
+    # What is neither found, refused nor missing is computed of constants alone (`ground_truth.compare`).
+    folded = sum(r["expected"] - r["attention"] - len(r["refused"]) for r in analysed if not r["missing"])
     yield (
         f"- attention: {total('expected', analysed)} expected, {total('attention', analysed)} found, "
-        f"{total('refused', analysed)} refused with a reason; cells with one missing "
+        f"{total('refused', analysed)} refused with a reason, {folded} folded by the exporter; cells with one missing "
         f"{sum(bool(r['missing']) for r in analysed)}, with a wrong one {sum(bool(r['wrong']) for r in analysed)}; "
         f"mask or rotary positions left open {total('undecided', analysed)}"
     )

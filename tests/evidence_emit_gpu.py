@@ -39,6 +39,8 @@ FLOAT64_TOLERANCE = 1e-10
 FLOAT32_FACTOR, FLOAT32_FLOOR = 16, 1e-5
 """The GPU adds in another order than the CPU, whose own error in float32 says how far such roundings carry here: a
 maximum over few numbers, so that another draw of the same kind may be several times as large."""
+FLIPPED = 1e-3
+"""Beyond it float32 on the CPU has taken another choice than float64."""
 CELLS = ("float64", "float32", "compiled")
 Tensors = list[torch.Tensor]
 
@@ -156,14 +158,17 @@ def table() -> str:
         "",
         f"Written by `make evidence-emit_gpu`: {machine['device']}, {machine['versions']}.",
         "Largest difference from the module on the CPU in float64, as a fraction of the output's largest number,",
-        "at two bindings of the dynamic dims; `CPU` is float32 on the CPU.",
+        "at two bindings of the dynamic dims; `CPU` is float32 on the CPU. Where that is off by more than 1e-3, a",
+        "rounding flips a choice (a bucket of positions), and nothing is said of float32.",
         "",
     ]
     for cell in CELLS:
-        of_cell = [row for (_, c), row in rows.items() if c == cell]
+        every = [row for (_, c), row in rows.items() if c == cell]
+        of_cell = [row for row in every if row.get("cpu", 0.0) <= FLIPPED]
         errors = [row["error"] for row in of_cell if row["passed"]]
         worst = f" (worst {max(errors):.0e})" if errors else ""
-        lines.append(f"- {cell}: {len(errors)} of {len(of_cell)} passed{worst}")
+        untold = f", {len(every) - len(of_cell)} untold" if len(every) > len(of_cell) else ""
+        lines.append(f"- {cell}: {len(errors)} of {len(of_cell)} passed{worst}{untold}")
     lines += ["", "| architecture | float64 | float32 | compiled | CPU |", "|---|---|---|---|---|"]
     for name in names:
         shown = [_shown(rows.get((name, cell))) for cell in CELLS]
