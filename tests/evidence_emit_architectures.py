@@ -273,7 +273,7 @@ def rows_of(name: str, architecture: Any, group: str) -> Iterator[dict[str, Any]
                     "cell": cell,
                     **found,
                     "seconds": seconds,
-                    "versions": versions(architecture.source_hash),
+                    "versions": versions(architecture.source_hash, cell),
                 }
                 started = time.perf_counter()
         except Exception as error:  # noqa: BLE001 - as above

@@ -76,20 +76,23 @@ def caformer(sizes: Sizes, implementation: str) -> Built:
     return spatial(model, sizes, width, 3, stride=4, attention=attention, mlp=mlp, field=None)
 
 
+HALF_OF_STRIDE = 16
+"""Pixels to a position, where all stages together have 32: an image that ends as one row is another program to
+torch.export than taller ones."""
+
+
 @architecture("efficientnet", "timm", CONVOLUTIONS)
 def efficientnet(sizes: Sizes, implementation: str) -> Built:
     """Inverted residuals with a gate per channel from the mean of the image."""
     model = timm_model("test_efficientnet", implementation)
-    # Half of the whole stride: an image that ends as one row is another program to torch.export than taller ones.
-    return spatial(model, sizes, (), 0, stride=16, field=None)
+    return spatial(model, sizes, (), 0, stride=HALF_OF_STRIDE, field=None)
 
 
 @architecture("mobilenetv3", "timm", CONVOLUTIONS)
 def mobilenetv3(sizes: Sizes, implementation: str) -> Built:
     """As EfficientNet, with hard sigmoids and hard swishes."""
     model = timm_model("mobilenetv3_small_050", implementation)
-    # Half of the whole stride: an image that ends as one row is another program to torch.export than taller ones.
-    return spatial(model, sizes, (), 0, stride=16, field=None)
+    return spatial(model, sizes, (), 0, stride=HALF_OF_STRIDE, field=None)
 
 
 @architecture("xcit", "timm", patches(prefix=0), BOTH)
@@ -144,4 +147,5 @@ def ecaresnet(sizes: Sizes, implementation: str) -> Built:
         library().models.resnet.Bottleneck, layers=(1, 1, 1, 1), channels=width, num_classes=CLASSES, stem_width=6,
         stem_type="deep_tiered", avg_down=True, block_args={"attn_layer": "eca"},
     )  # fmt: skip
-    return spatial(model, sizes, tuple(4 * channels for channels in width), 4, stride=4, field=None)
+    widths = tuple(4 * channels for channels in width)
+    return spatial(model, sizes, widths, 4, stride=HALF_OF_STRIDE, field=None)
