@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 LOWEST_OPSET, HIGHEST_OPSET = 18, 25
 
 _MAX_REASON_CHARS = 240
-# What torch raises for a dim that was declared dynamic and cannot be.
-_CONSTRAINT_ERRORS = ("UserError", "ConstraintViolationError", "ValueError")
+# What torch raises for a dim that was declared dynamic and cannot be, or over which it stumbles itself.
+_CONSTRAINT_ERRORS = ("UserError", "ConstraintViolationError", "ValueError", "AssertionError")
 
 # Part of the exporter's message -> what to do. The first that matches is given.
 _REMEDIES = (

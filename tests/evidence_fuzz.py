@@ -40,8 +40,11 @@ _SOURCES = ("ir/**/*.py", "passes/**/*.py", "tests/goldens/*.txt", *GENERATOR)
 # How many turns a pass has where it asks for what is seldom drawn; one otherwise.
 _TURNS = {"compose-transpose-views": 3, "eliminate-matmul-reshapes": 4, "slices-to-split": 4, "lower-linear": 2}
 _TURNS |= {"fuse-pad-into-pool": 2, "materialize-reshape-shape": 2}
-# Analyses and emission as torch, which no pass reads; and which mutants there are, which decides nothing about one.
-_UNREAD = ("ir/axes/**/*.py", "ir/sites/**/*.py", "ir/fx/**/*.py", "ir/emit_fx.py", "tests/fuzz/mutants.py")
+# Analyses, and what is from and to torch, which no pass reads; and which mutants there are, which decides nothing.
+_UNREAD = (
+    *("ir/axes/**/*.py", "ir/sites/**/*.py", "ir/fx/**/*.py", "ir/emit_fx.py", "ir/capture_torch*.py"),
+    "tests/fuzz/mutants.py",
+)
 
 
 @cache
