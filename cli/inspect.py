@@ -87,8 +87,8 @@ def describe(
     program: Program, model: Path, bindings: dict[str, int], target: str, *, use_cache: bool = True
 ) -> dict[str, Any]:
     """The inspection as data."""
+    from opgraft.cli.estimate import program_cost
     from opgraft.cli.report import count_nodes
-    from opgraft.ir.cost import cost_of
     from opgraft.ir.external import all_tensors
 
     return {
@@ -101,7 +101,7 @@ def describe(
         "inputs": [_value(v) for v in program.graph.inputs],
         "outputs": [_value(v) for v in program.graph.outputs],
         "functions": [f"{k[0]}::{k[1]}" for k in program.model.functions],
-        "cost": _cost_lines(cost_of(program.model), bindings, target, use_cache),
+        "cost": _cost_lines(program_cost(program), bindings, target, use_cache),
         "notes": program.notes,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def test_data(model: Path) -> None:
     assert data["sites"]["roles"]["p"] == ["batch", "head", "token-as-query", "token-as-key"]
     assert data["check"]["interventions"] > 0
     assert data["check"]["wrong"] == []
+
+
+def test_the_cost_holds_what_the_file_does_not_record(model: Path) -> None:
+    """Two products of 4 heads x 4 over T x T scores, 2 operations each; the rest of attention comes on top."""
+    lines = json.loads(run(model, "--json"))["cost"]
+    found = re.match(r"FLOPs (\d+)\*B\*T\*\*2 ", lines[0])
+    assert found is not None, lines[0]
+    assert 64 < int(found[1]) < 128
+    assert not [line for line in lines if "unknown cost" in line]
 
 
 def test_the_drawing_is_a_picture(model: Path, tmp_path: Path) -> None:
