@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -673,14 +674,23 @@ def many_subgraphs(n):
     return model(nodes, initializers=[FLAG])
 
 
+def _seconds_of_a_copy(path, copy):
+    """Of this process alone, and without the collector, which walks what all tests before have left."""
+    gc.disable()
+    start = time.process_time()
+    try:
+        save(capture_onnx(path), copy, force=True)
+        return time.process_time() - start
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("make", [many_inputs, many_initializers, nested_functions, many_subgraphs])
 def test_time_is_linear_in_the_size(make, tmp_path):
-    seconds = []
+    best = []
     for n in (500, 5000):
         path = hm.write_model(tmp_path, make(n))
-        start = time.process_time()
-        save(capture_onnx(path), tmp_path / "copy.onnx", force=True)
-        seconds.append(time.process_time() - start)
+        best.append(min(_seconds_of_a_copy(path, tmp_path / "copy.onnx") for _ in range(3)))
     # Ten times the size: ten times the time, with room for a busy machine; a quadratic step would take a hundred.
-    assert seconds[1] < 40 * max(seconds[0], 0.02)
+    assert best[1] < 40 * max(best[0], 0.02)
     assert meaning(onnx.load(tmp_path / "copy.onnx")) == meaning(onnx.load(path))

@@ -50,6 +50,7 @@ FORMS: Mapping[str, Form] = {
     "dynamo-18-raw": Form("dynamo", 18, optimize=False),
     "dynamo-18": Form("dynamo", 18),
     "dynamo-23": Form("dynamo", 23),
+    "dynamo-25-raw": Form("dynamo", 25, optimize=False),
     "dynamo-25": Form("dynamo", 25),
     "torchscript": Form("torchscript", 17),
     "capture": Form("capture", 18),
