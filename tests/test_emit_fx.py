@@ -5,6 +5,8 @@ All of it: `make evidence-emit_fx`.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import sys
 import warnings
@@ -28,7 +30,7 @@ from opgraft.ir.capture_onnx import capture_onnx  # noqa: E402
 from opgraft.ir.compare import float32_error, within_tolerance  # noqa: E402
 from opgraft.ir.emit_fx import emit_fx  # noqa: E402
 from opgraft.ir.errors import ExecutionError, InputError, UsageError  # noqa: E402
-from opgraft.ir.fx.ops_view import index_tensor, to_list  # noqa: E402
+from opgraft.ir.fx.ops_view import index_tensor, to_list, truncated_quotient  # noqa: E402
 from opgraft.ir.inputs import input_cases  # noqa: E402
 from opgraft.ir.normalize_export import SCOPE_KEY  # noqa: E402
 from opgraft.ir.program import Program  # noqa: E402
@@ -181,13 +183,13 @@ def test_shapes_are_no_tensors(name: str) -> None:
 def test_a_module_runs_where_its_inputs_are() -> None:
     """What is made of sizes alone goes there too; the meta device refuses operands that are elsewhere."""
     text = """(float[N, 4] x, bool c) => (float[N, 4] y, int64[2] s, int64 size, float[N, 4] z, float[M, 4] w)
-        <int64 zero = {0}, int64 one = {1}, int64[1] four = {4}> {
+        <int64 zero = {0}, int64 one = {1}, int64[1] last = {1}> {
             s = Shape(x)
             size = Size(x)
             n1 = Shape <start = 0, end = 1> (x)
             n = Squeeze(n1)
             positions = Range(zero, n, one)
-            column = Unsqueeze(positions, four_axis)
+            column = Unsqueeze(positions, last)
             shifted = CastLike(column, x)
             blank = ConstantOfShape(s)
             moved = Add(x, shifted)
@@ -196,14 +198,12 @@ def test_a_module_runs_where_its_inputs_are() -> None:
                        else_branch = b () => (float[N, 4] q) { q = Sub(x, shifted) }>
             e = EyeLike(x)
             w = Add(e, x)
-        }""".replace("int64[1] four = {4}", "int64[1] four_axis = {1}")
+        }"""
     program = program_of(text)
-    graph = emit_fx(program)
     x, c = torch.randn(3, 4), torch.tensor(True)
-    wanted = graph(x, c)
-    body = emit_fx(program).to("meta")
+    wanted = emit_fx(program)(x, c)
     # A branch is chosen by its condition's value, which no tensor of the meta device has.
-    found = body(x.to("meta"), c)
+    found = emit_fx(program).to("meta")(x.to("meta"), c)
     assert [f.device.type for f in found] == ["meta"] * 5
     assert [f.shape for f in found] == [w.shape for w in wanted]
     for name in ("encoder", "decoder", "cnn"):
@@ -212,6 +212,12 @@ def test_a_module_runs_where_its_inputs_are() -> None:
         inputs = (torch.from_numpy(arrays[v.name]).to("meta") for v in program.graph.inputs)
         found = emit_fx(program).to("meta")(*inputs)
         assert all(f.device.type == "meta" for f in (found if isinstance(found, tuple) else (found,)))
+
+
+def test_division_of_sizes_is_toward_zero() -> None:
+    """As ONNX divides integers; Python's own division rounds down."""
+    for a, b in itertools.product((-7, -6, -1, 0, 1, 6, 7), (-3, -1, 1, 3)):
+        assert truncated_quotient(a, b) == math.trunc(a / b), (a, b)
 
 
 def test_names_that_are_no_paths() -> None:
